@@ -1,0 +1,16 @@
+"""vlt, the Video-LLaMA toolkit: see into a model that watches and listens.
+
+    model = vlt.load()
+    clip = vlt.Clip("data/clips/shapes.mp4")
+    print(model.answer(clip, "What do you see?"))
+    model.run({"clip": clip}, want=["video_prefix"])
+"""
+
+from vlt.errors import VltError
+from vlt.inputs.clip import Clip
+from vlt.model.config import VideoLlamaConfig
+from vlt.model.load import load
+from vlt.model.stages import STAGES
+from vlt.model.video_llama import VideoLlama
+
+__all__ = ["STAGES", "Clip", "VideoLlama", "VideoLlamaConfig", "VltError", "load"]

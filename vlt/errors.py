@@ -1,0 +1,17 @@
+"""The one kind of error that vlt raises on purpose: it says what was asked, what was expected, what came, what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class VltError(ValueError):
+    """Something that was asked for cannot be done rightly. The message is one line a person can act on."""
+
+
+def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
+    """The known names that look most like `name`, as a phrase for an error message."""
+    known = list(known)
+    close = difflib.get_close_matches(name, known, n=count, cutoff=0.4)
+    return f"nearest: {', '.join(close)}" if close else f"known: {', '.join(known)}"

@@ -1,0 +1,154 @@
+"""Opening a stranger's media file: which kinds are read, how far they are trusted, and what each stream holds."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import av.error
+import av.logging
+import numpy as np
+
+from vlt.errors import VltError
+
+KINDS = "mp4, mov, webm, mkv, gif, png, jpg, wav, mp3, flac"
+
+# ffmpeg follows links: a text file named .mp4 may be a playlist that names other files or addresses. Only these
+# containers are opened, and only from the local disk.
+_FORMATS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "gif", "wav", "mp3", "flac")
+_OPTIONS = {"format_whitelist": ",".join(_FORMATS), "protocol_whitelist": "file"}
+
+# Containers that can jump to a key frame, and that state how long they are when they are whole.
+INDEXED = _FORMATS[:2]
+
+MAX_PIXELS = 64_000_000  # per frame: a picture of 8000 x 8000 still passes, a decompression bomb does not
+_SLACK = 0.5  # seconds that a whole file's last packet may end before the length that its header states
+
+# PyAV's own log handler takes Python's lock inside the decoder's threads and can wait for it for ever while a container
+# is being closed. ffmpeg's plain handler does not; it stays silent: what goes wrong is raised by us, once, in words.
+av.logging.restore_default_callback()
+av.logging.set_libav_level(av.logging.PANIC)
+
+
+@dataclasses.dataclass(frozen=True)
+class VideoStream:
+    """What the packets of a video stream say, without decoding one.
+
+    times: start of every frame in seconds, in the order shown [frame] float64.
+    stamps: the same in units of `time_base`, as the decoder reports them [frame] int64.
+    keys: stamps of the frames at which decoding can start [key frame] int64.
+    fps: average frame rate in frames per second.
+    """
+
+    index: int
+    format: str
+    width: int
+    height: int
+    fps: float
+    time_base: Fraction
+    stamps: np.ndarray
+    keys: np.ndarray
+    end: float
+
+    @property
+    def times(self) -> np.ndarray:
+        return (self.stamps - self.stamps[0]) * float(self.time_base)
+
+
+@contextmanager
+def open_media(path: Path) -> Iterator[av.container.InputContainer]:
+    """A media file, opened for reading; whatever the decoder dislikes becomes a `VltError` that names the file."""
+    try:
+        with av.open(str(path), options=dict(_OPTIONS)) as container:
+            yield container
+    except (av.error.FFmpegError, UnicodeDecodeError) as error:
+        detail = getattr(error, "strerror", None) or str(error)
+        raise VltError(f"{path}: cannot be read as {KINDS} ({detail}); is it whole, and is it what its name says?") from error
+
+
+def check_file(path: Path) -> None:
+    """Raises `VltError` where `path` is not a file with something in it."""
+    if path.is_dir():
+        raise VltError(f"{path}: is a directory; give one file ({KINDS})")
+    if not path.exists():
+        raise VltError(f"{path}: no such file")
+    if not path.is_file():
+        raise VltError(f"{path}: is not a regular file; give one file ({KINDS})")
+    if path.stat().st_size == 0:
+        raise VltError(f"{path}: is empty (0 bytes)")
+
+
+def is_picture(path: Path) -> bool:
+    """True for PNG and JPEG files, by their first bytes: a name proves nothing."""
+    with path.open("rb") as file:
+        head = file.read(8)
+    return head.startswith(b"\x89PNG\r\n\x1a\n") or head.startswith(b"\xff\xd8\xff")
+
+
+def scan(path: Path) -> tuple[VideoStream | None, bool]:
+    """The file's first moving-picture stream, if any, and whether it has a sound stream.
+
+    Reads every packet and decodes none: the headers of some files state no frame count, and a header that states one
+    does not prove that the file is whole. A file that ends early is refused.
+    """
+    with open_media(path) as container:
+        stream = next((s for s in container.streams.video if not _is_cover(s)), None)
+        stamps: list[int] = []
+        keys: list[int] = []
+        counts: dict[int, int] = {}
+        last = 0.0
+        for packet in container.demux():
+            stamp = packet.pts if packet.pts is not None else packet.dts
+            if packet.size == 0 or stamp is None:
+                continue
+            if packet.is_corrupt:
+                raise VltError(f"{path}: is damaged or cut off (a broken packet at {float(stamp * packet.time_base):.2f} s)")
+            counts[packet.stream.index] = counts.get(packet.stream.index, 0) + 1
+            last = max(last, float((stamp + (packet.duration or 0)) * packet.time_base))
+            if stream is not None and packet.stream.index == stream.index and not packet.is_discard:
+                stamps.append(stamp)
+                if packet.is_keyframe:
+                    keys.append(stamp)
+        _check_whole(path, container, counts, last)
+        if stream is None or not stamps:
+            return None, bool(container.streams.audio)
+        if stream.width * stream.height > MAX_PIXELS:
+            raise VltError(f"{path}: frames of {stream.width} x {stream.height} pixels; at most {MAX_PIXELS} pixels are read")
+        order = np.array(sorted(stamps), dtype=np.int64)
+        return VideoStream(
+            index=stream.index,
+            format=container.format.name,
+            width=stream.width,
+            height=stream.height,
+            fps=_frame_rate(stream, order),
+            time_base=stream.time_base,
+            stamps=order,
+            keys=np.array(sorted(keys), dtype=np.int64),
+            end=last,
+        ), bool(container.streams.audio)
+
+
+def _is_cover(stream: av.VideoStream) -> bool:
+    return bool(stream.disposition & av.stream.Disposition.attached_pic)
+
+
+def _frame_rate(stream: av.VideoStream, stamps: np.ndarray) -> float:
+    if stream.average_rate:
+        return float(stream.average_rate)
+    if len(stamps) > 1:
+        return (len(stamps) - 1) / float((stamps[-1] - stamps[0]) * stream.time_base)
+    return 1.0
+
+
+def _check_whole(path: Path, container: av.container.InputContainer, counts: dict[int, int], last: float) -> None:
+    for stream in container.streams:
+        found = counts.get(stream.index, 0)
+        if stream.type in ("video", "audio") and found < stream.frames:
+            raise VltError(f"{path}: is cut off ({stream.type}: {found} of the {stream.frames} packets that its header promises)")
+    stated = (container.duration or 0) / 1e6
+    if container.format.name in INDEXED and last + _SLACK < stated:
+        raise VltError(f"{path}: is cut off (ends at {last:.2f} s; its header promises {stated:.2f} s)")

@@ -1,0 +1,261 @@
+"""From a clip and a question to an answer, and on to the next question about the same clip."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers import StopStringCriteria, StoppingCriteriaList
+
+from vlt.errors import VltError, nearest
+from vlt.inputs import prompt as prompts
+from vlt.inputs.clip import Clip
+from vlt.inputs.prompt import Prompt
+
+if TYPE_CHECKING:
+    from vlt.model.video_llama import VideoLlama
+
+# The original's settings (conversation_video.py).
+MAX_NEW_TOKENS = 300
+TOP_P = 0.9
+TEMPERATURE = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoded:
+    """A clip as the language model gets it: soft tokens, so that no encoder runs again for the next question.
+
+    prefix: branch -> soft tokens [query, LLM width]. sampled: the sentence on when its frames were taken.
+    """
+
+    kind: str
+    sampled: str
+    prefix: dict[str, Tensor]
+
+    @property
+    def branches(self) -> tuple[str, ...]:
+        return tuple(self.prefix)
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """text: the answer, cleaned as in the original. tokens: the new tokens as text, of which `ids` are the ids, the
+    stop sign included. ended: "stop", or "length" where the limit of new tokens cut it off. prompt: what was asked."""
+
+    text: str
+    tokens: tuple[str, ...]
+    ids: tuple[int, ...]
+    ended: str
+    prompt: Prompt
+
+    def __str__(self) -> str:
+        return self.text
+
+
+class Answers:
+    """What `VideoLlama` does with words. It needs the language model's tokenizer."""
+
+    def usable(self: VideoLlama, clip: Clip) -> tuple[str, ...]:
+        """The branches that this clip can fill and this model has."""
+        if self.config.has_ears and clip.sound.state == "unreadable":
+            raise VltError(
+                f"{clip.path}: has sound, but it cannot be used: {clip.sound.problem}; "
+                "to go on without it, ask for the branch 'video' only"
+            )
+        branches = tuple(b for b in clip.branches if b in self.branches)
+        if not branches:
+            raise VltError(f"{clip.path}: is a {clip.kind}, and this model has no {' or '.join(clip.branches)} branch")
+        return branches
+
+    def encode(
+        self: VideoLlama,
+        clip: Clip,
+        branches: Sequence[str] | None = None,
+        n_frames: int | None = None,
+        coverage: str = "original",
+    ) -> Encoded:
+        """Runs the encoders once. branches: of ("video", "audio"), by default all that clip and model have.
+        n_frames, coverage: see `Clip.frames` and `Clip.spectrograms`."""
+        branches = self._chosen(clip, branches)
+        config, given, sampled = self.config, {}, ""
+        if "video" in branches:
+            count = config.trained_frames if n_frames is None else n_frames
+            if count > config.max_frames:
+                raise VltError(f"{count} frames were asked for; this model has positions for {config.max_frames}")
+            given["frames"] = clip.frames(count, config.vision_config.image_size)[None]
+            sampled = self._sampled(clip, count)
+        if "audio" in branches:
+            given["spectrograms"] = clip.spectrograms(config.max_segments, coverage)[None]
+        with torch.no_grad():
+            soft = self.run(given, [f"{branch}_prefix" for branch in branches])
+        return Encoded(clip.kind, sampled, {branch: soft[f"{branch}_prefix"][0] for branch in branches})
+
+    def prompt(
+        self: VideoLlama,
+        clip: Clip | Encoded | None,
+        question: str,
+        history: Sequence[tuple[str, str]] = (),
+        branches: Sequence[str] | None = None,
+        system: str | None = None,
+    ) -> Prompt:
+        """The token ids around a question. history: (question, answer) of the turns before it.
+        clip None: text only. system: by default none, and for stills the sentence of the original's demo."""
+        style = prompts.template(self.config.template)
+        if isinstance(clip, Clip):
+            chosen = self._chosen(clip, branches)
+            kind, sampled = clip.kind, self._sampled(clip) if "video" in chosen else ""
+        else:
+            kind, sampled, chosen = ("text", "", ()) if clip is None else (clip.kind, clip.sampled, clip.branches)
+        if system is None:
+            system = style.image_system if kind == "image" and chosen else ""
+        asked = [*(q for q, _ in history), question]
+        said: list[str | None] = [*(a for _, a in history), None]
+        messages = [prompts.message(asked[0], kind, chosen, sampled), *((q,) for q in asked[1:])]
+        text = style.chat(list(zip(messages, said, strict=True)), system)
+        return prompts.tokenise(text, self._tokenizer())
+
+    def answer(
+        self: VideoLlama,
+        clip: Clip | Encoded | None | Sequence[Clip | Encoded | None],
+        question: str | Sequence[str],
+        *,
+        history: Sequence[tuple[str, str]] = (),
+        branches: Sequence[str] | None = None,
+        n_frames: int | None = None,
+        coverage: str = "original",
+        system: str | None = None,
+        **generation: Any,
+    ) -> Any:
+        """Answers a question about a clip; or questions about clips, as one batch, with the same answers.
+
+        clip: opened, or encoded before (`encode`), or None for text only; or a list of these. question: one, or one
+        for each clip. history: earlier (question, answer) pairs, the same for all. generation: see `generate_from`.
+        Returns an `Answer`, or a list of them.
+        """
+        many = isinstance(clip, Sequence)
+        clips = list(clip) if many else [clip]
+        questions = [question] * len(clips) if isinstance(question, str) else list(question)
+        if not clips or len(questions) != len(clips):
+            raise VltError(f"{len(clips)} clips and {len(questions)} questions were given; give one question, or one for each clip")
+        encoded = [self.encode(c, branches, n_frames, coverage) if isinstance(c, Clip) else c for c in clips]
+        asked = [self.prompt(e, q, history, system=system) for e, q in zip(encoded, questions, strict=True)]
+        answers = self.generate_from(asked, [e.prefix if e else {} for e in encoded], **generation)
+        return answers if many else answers[0]
+
+    def chat(self: VideoLlama, clip: Clip, **encoding: Any) -> Chat:
+        """A conversation about a clip, which is encoded once. encoding: see `encode`."""
+        return Chat(self, self.encode(clip, **encoding))
+
+    def generate_from(
+        self: VideoLlama,
+        asked: Sequence[Prompt],
+        prefixes: Sequence[dict[str, Tensor]],
+        *,
+        sample: bool = False,
+        temperature: float = TEMPERATURE,
+        top_p: float = TOP_P,
+        max_new_tokens: int = MAX_NEW_TOKENS,
+        seed: int | None = None,
+        **options: Any,
+    ) -> list[Answer]:
+        """Continues prompts, as one left-padded batch.
+
+        sample: draw from the most likely `top_p` of the distribution at `temperature`, from `seed`; else the most
+        likely token each time. An answer ends at the template's stop sign. options: further arguments of transformers'
+        `generate`, for example `streamer`.
+        """
+        room = self.config.text_config.max_position_embeddings - max(self.length(p) for p in asked)
+        if room < 1 or max_new_tokens < 1:
+            raise VltError(f"the prompt leaves room for {room} tokens and {max_new_tokens} were asked for; both must be at least 1")
+        drawing = {"do_sample": True, "temperature": temperature, "top_p": top_p} if sample else {"do_sample": False}
+        tokenizer = self._tokenizer()
+        stop = StopStringCriteria(tokenizer, [prompts.template(self.config.template).stop])
+        with torch.no_grad(), torch.random.fork_rng(enabled=seed is not None):
+            if seed is not None:
+                torch.manual_seed(seed)
+            given = {"prompt": list(asked), **self._batched(asked, prefixes)}
+            out = self.run(given, ["prefix", "prefix_mask"])
+            new = self.language_model.generate(
+                inputs_embeds=out["prefix"],
+                attention_mask=out["prefix_mask"].long(),
+                max_new_tokens=min(max_new_tokens, room),
+                stopping_criteria=StoppingCriteriaList([stop]),
+                pad_token_id=self._padding(),
+                use_cache=True,
+                **drawing,
+                **options,
+            )
+        return [self._answer(p, row.tolist()) for p, row in zip(asked, new, strict=True)]
+
+    def _batched(self: VideoLlama, asked: Sequence[Prompt], prefixes: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """One tensor per branch that any prompt has a place for; rows of prompts without that place are never read."""
+        out = {}
+        for branch in {b for p in asked for b in p.branches}:
+            example = next(soft[branch] for soft in prefixes if branch in soft)
+            out[f"{branch}_prefix"] = torch.stack([soft.get(branch, torch.zeros_like(example)) for soft in prefixes])
+        return out
+
+    def _answer(self: VideoLlama, asked: Prompt, ids: list[int]) -> Answer:
+        style, tokenizer = prompts.template(self.config.template), self._tokenizer()
+        ends = self._end_ids()
+        stop = next((i for i, token in enumerate(ids) if token in ends), len(ids))
+        kept, ended = ids[: stop + 1], "stop" if stop < len(ids) else "length"
+        texts = [tokenizer.decode(kept[:i], skip_special_tokens=False) for i in range(len(kept) + 1)]
+        cut = next((i for i, text in enumerate(texts) if style.stop in text), None)
+        if cut is not None:
+            kept, texts, ended = kept[:cut], texts[: cut + 1], "stop"
+        pieces = tuple(b[len(a) :] if b.startswith(a) else b for a, b in zip(texts, texts[1:], strict=False))
+        text = style.clean(tokenizer.decode(kept, skip_special_tokens=True))
+        return Answer(text, pieces, tuple(kept), ended, asked)
+
+    def _chosen(self: VideoLlama, clip: Clip, branches: Sequence[str] | None) -> tuple[str, ...]:
+        if branches is None:
+            return self.usable(clip)
+        for branch in branches:
+            if branch not in ("video", "audio"):
+                raise VltError(f"no branch {branch!r}; {nearest(branch, ('video', 'audio'))}")
+            if branch not in self.branches:
+                raise VltError(f"this model has no {branch} branch")
+            if branch not in clip.branches:
+                problem = clip.sound.problem if branch == "audio" else ""
+                raise VltError(f"{clip.path}: has no usable {branch}{': ' + problem if problem else ''}")
+        if not branches:
+            raise VltError("no branch was asked for; give 'video', 'audio' or both, or clip=None for text only")
+        return tuple(branches)
+
+    def _sampled(self: VideoLlama, clip: Clip, n_frames: int | None = None) -> str:
+        if clip.kind != "video" or clip.fps is None:
+            return ""
+        indices = clip.frame_indices(self.config.trained_frames if n_frames is None else n_frames)
+        return prompts.frame_times(indices.tolist(), clip.fps)
+
+    def _tokenizer(self: VideoLlama) -> Any:
+        if self.tokenizer is None:
+            raise VltError("this model has no tokenizer: open it with `vlt.load`, or set `model.tokenizer`")
+        return self.tokenizer
+
+    def _end_ids(self: VideoLlama) -> set[int]:
+        end = self.language_model.generation_config.eos_token_id
+        return set() if end is None else {end} if isinstance(end, int) else set(end)
+
+    def _padding(self: VideoLlama) -> int:
+        ends = self._end_ids()
+        return min(ends) if ends else 0
+
+
+class Chat:
+    """Several questions about one clip; each sees the ones before it and their answers. turns: (question, answer)."""
+
+    def __init__(self, model: VideoLlama, clip: Encoded) -> None:
+        self.model = model
+        self.clip = clip
+        self.turns: list[tuple[str, str]] = []
+
+    def ask(self, question: str, **generation: Any) -> Answer:
+        """generation: see `Answers.generate_from`."""
+        answer = self.model.answer(self.clip, question, history=self.turns, **generation)
+        self.turns.append((question, answer.text))
+        return answer

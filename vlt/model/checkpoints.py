@@ -1,0 +1,354 @@
+"""The original's published files -> one folder that `vlt.load` opens. Strict: every key is used, or skipped for a reason.
+
+Every file's keys are first brought into the original model's own names ("visual_encoder...", "Qformer...", ...), later
+files overriding earlier ones in the original's loading order; then one table of names leads from there to ours.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pickle
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import save_torch_state_dict
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import AutoConfig, AutoTokenizer
+
+from vlt.errors import VltError, nearest
+from vlt.model import sizes as sizing
+from vlt.model.video_llama import VideoLlama
+
+State = dict[str, Tensor]
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """One of the original's files. option: how it is given. prefix: what its keys are called in the original's model.
+    sign: a key that only this file has."""
+
+    option: str
+    prefix: str
+    sign: str
+    what: str
+
+
+# In the original's loading order: a later file overrides an earlier one.
+SOURCES = (
+    Source("eva", "visual_encoder.", "blocks.0.attn.qkv.weight", "EVA-CLIP ViT-g (eva_vit_g.pth)"),
+    Source("qformer", "", "query_tokens", "BLIP-2's Q-Former (blip2_pretrained_flant5xxl.pth)"),
+    Source("minigpt4", "", "llama_proj.weight", "MiniGPT-4's projection (pretrained_minigpt4.pth)"),
+    Source("imagebind", "audio_encoder.", "modality_trunks.audio.blocks.0.norm_1.weight", "ImageBind (imagebind_huge.pth)"),
+    Source("vision", "", "video_query_tokens", "a Video-LLaMA vision-language branch"),
+    Source("audio", "", "audio_query_tokens", "a Video-LLaMA audio-language branch"),
+)
+
+# Keys that have no place in the model, each with the reason.
+SKIPPED: tuple[tuple[str, str], ...] = (
+    (r"t5_proj\..*", "BLIP-2's projection to T5: Video-LLaMA has another language model"),
+    (r".*\.embeddings\.position_ids", "a constant: positions of words, which the Q-Formers here do not read"),
+    (r"llama_model\..*rotary_emb\.inv_freq", "a constant: computed when the language model is built"),
+    (r"audio_encoder\.modality_preprocessors\.text\.mask", "a constant: the causal mask"),
+    (r"audio_encoder\.[^.]+\.(depth|thermal|imu)\..*", "an ImageBind modality that Video-LLaMA does not have"),
+    (r"Qformer\.bert\.embeddings\.(word|position)_embeddings\..*", "the Q-Former's text side: removed in the original"),
+    (r"Qformer\.bert\.encoder\.layer\.\d+\.(intermediate|output)\..*", "the Q-Former's text side: removed in the original"),
+    (r"Qformer\.cls\..*", "the Q-Former's text side: removed in the original"),
+    (r"(vision_proj|text_proj|itm_head)\..*|temp", "BLIP-2's first training stage: not part of the model"),
+    (r"visual_encoder\.(head|norm|fc_norm)\..*", "EVA-CLIP's head: not part of the image encoder"),
+)
+
+# The original's names -> ours, first match wins.
+NAMES: tuple[tuple[str, str], ...] = (
+    (r"^visual_encoder\.cls_token$", "vision_model.embeddings.class_embedding"),
+    (r"^visual_encoder\.pos_embed$", "vision_model.embeddings.position_embedding"),
+    (r"^visual_encoder\.patch_embed\.proj\.", "vision_model.embeddings.patch_embedding."),
+    (r"^visual_encoder\.blocks\.(\d+)\.norm([12])\.", r"vision_model.encoder.layers.\1.layer_norm\2."),
+    (r"^visual_encoder\.blocks\.(\d+)\.attn\.proj\.", r"vision_model.encoder.layers.\1.self_attn.projection."),
+    (r"^visual_encoder\.blocks\.(\d+)\.attn\.qkv\.", r"vision_model.encoder.layers.\1.self_attn.qkv."),
+    (r"^visual_encoder\.blocks\.(\d+)\.mlp\.", r"vision_model.encoder.layers.\1.mlp."),
+    (r"^ln_vision\.", "vision_model.post_layernorm."),
+    (r"^(query_tokens)$", r"image_\1"),
+    (r"^(video|audio)_query_tokens$", r"\1_query_tokens"),
+    (r"^video_frame_position_embedding\.", "frame_position."),
+    (r"^audio_position_embedding\.", "segment_position."),
+    (r"^llama_proj\.", "video_projection."),
+    (r"^audio_llama_proj\.", "audio_projection."),
+    (r"^llama_model\.", "language_model."),
+    (r"^audio_encoder\.modality_preprocessors\.(\w+)\.cls_token$", r"imagebind.\1.class_token"),
+    (r"^audio_encoder\.modality_preprocessors\.audio\.rgbt_stem\.proj\.", "imagebind.audio.stem."),
+    (r"^audio_encoder\.modality_preprocessors\.audio\.rgbt_stem\.norm_layer\.", "imagebind.audio.stem_norm."),
+    (r"^audio_encoder\.modality_preprocessors\.vision\.rgbt_stem\.proj\.1\.", "imagebind.vision.stem."),
+    (r"^audio_encoder\.modality_preprocessors\.text\.token_embedding\.", "imagebind.text.words."),
+    (r"^audio_encoder\.modality_preprocessors\.(\w+)\.(?:pos_embedding_helper\.)?pos_embed$", r"imagebind.\1.position"),
+    (r"^audio_encoder\.modality_trunks\.vision\.pre_transformer_layer\.0\.", "imagebind.vision.pre_norm."),
+    (r"^audio_encoder\.modality_trunks\.(\w+)\.blocks\.(\d+)\.attn\.in_proj_", r"imagebind.\1.blocks.\2.attention.qkv."),
+    (r"^audio_encoder\.modality_trunks\.(\w+)\.blocks\.(\d+)\.attn\.out_proj\.", r"imagebind.\1.blocks.\2.attention.out."),
+    (r"^audio_encoder\.modality_trunks\.(\w+)\.blocks\.(\d+)\.attn\.", r"imagebind.\1.blocks.\2.attention."),
+    (r"^audio_encoder\.modality_trunks\.(\w+)\.blocks\.", r"imagebind.\1.blocks."),
+    (r"^audio_encoder\.modality_heads\.text\.proj\.0\.", "imagebind.text.head_norm."),
+    (r"^audio_encoder\.modality_heads\.text\.proj\.1\.", "imagebind.text.head."),
+    (r"^audio_encoder\.modality_heads\.(\w+)\.0\.", r"imagebind.\1.head_norm."),
+    (r"^audio_encoder\.modality_heads\.(\w+)\.2\.", r"imagebind.\1.head."),
+    (r"^audio_encoder\.modality_postprocessors\.(\w+)\.1\.log_logit_scale$", r"imagebind.\1.log_scale"),
+)
+
+# A Q-Former's inner names, after its prefix.
+_QFORMER = re.compile(r"^(video_|audio_|)Qformer\.bert\.(.*)$")
+
+
+@dataclasses.dataclass
+class Report:
+    """What became of every key. used: file -> keys; skipped: reason -> keys; overridden: key -> (file, by file)."""
+
+    used: dict[str, int] = dataclasses.field(default_factory=dict)
+    skipped: dict[str, list[str]] = dataclasses.field(default_factory=dict)
+    overridden: dict[str, tuple[str, str]] = dataclasses.field(default_factory=dict)
+    unused_sizes: list[str] = dataclasses.field(default_factory=list)
+    template: str = ""
+
+
+def convert(
+    files: Mapping[str, str | Path | None],
+    llm: str | Path,
+    out: str | Path,
+    sizes: Mapping[str, Any] | None = None,
+    template: str | None = None,
+    on_step: Callable[[str], None] = lambda step: None,
+) -> Report:
+    """Reads the original's files and writes one folder; nothing is left in `out` where anything is wrong.
+
+    files: option of `SOURCES` -> path; eva, qformer and vision are needed, audio and imagebind go together, minigpt4
+    is optional (a vision branch brings its own projection). llm: folder of a Hugging Face language model with its
+    tokenizer. sizes: what the tensors do not tell, see `vlt.model.sizes`. template: "vicuna" or "llama2"; by default
+    told from the language model. Weights keep their precision. on_step is called with a word before each file.
+
+    Raises `VltError` naming the file or key. Nothing in a file is executed: only tensors are read (`weights_only`).
+    """
+    out, paths = Path(out), _checked(files)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise VltError(f"{out}: exists and is not an empty folder; nothing was written")
+    report = Report()
+    state: State = {}
+    origin: dict[str, str] = {}
+    for source in SOURCES:
+        if (path := paths.get(source.option)) is not None:
+            on_step(source.what)
+            for key, tensor in _read(source, path).items():
+                _put(state, origin, report, source.prefix + key, tensor, source.option)
+    on_step("the language model")
+    for key, tensor in _read_llm(Path(llm)).items():
+        _put(state, origin, report, f"llama_model.{key}", tensor, "llm")
+    tokenizer = _tokenizer(Path(llm))
+    config, report.unused_sizes = sizing.config_of(state, _llm_config(Path(llm)), sizes or {}, template)
+    report.template = config.template
+    on_step("fitting the parts together")
+    ours = _renamed(state, origin, config, report)
+    on_step("writing")
+    _write(ours, config, tokenizer, out)
+    return report
+
+
+def _checked(files: Mapping[str, str | Path | None]) -> dict[str, Path]:
+    known = [source.option for source in SOURCES]
+    if unknown := [option for option in files if option not in known]:
+        raise VltError(f"no option {unknown[0]!r}; {nearest(unknown[0], known)}")
+    paths = {option: Path(path) for option, path in files.items() if path is not None}
+    if missing := [option for option in ("eva", "qformer", "vision") if option not in paths]:
+        raise VltError(f"--{missing[0]} is needed: {next(s.what for s in SOURCES if s.option == missing[0])}")
+    if ("audio" in paths) != ("imagebind" in paths):
+        have, lack = ("audio", "imagebind") if "audio" in paths else ("imagebind", "audio")
+        raise VltError(f"--{have} goes with --{lack}: give both, or neither (a model without ears)")
+    for option, path in paths.items():
+        if not path.is_file():
+            raise VltError(f"--{option} {path}: no such file")
+    return paths
+
+
+def _load(path: Path) -> Any:
+    """A .pth or .safetensors file's contents; nothing in it is run."""
+    with path.open("rb") as file:
+        head = file.read(64)
+    if head.startswith(b"version https://git-lfs"):
+        raise VltError(f"{path}: is a Git LFS pointer, not the file itself; fetch it with `git lfs pull`")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except RuntimeError as error:
+            if "mmap" not in str(error):
+                raise
+            return torch.load(path, map_location="cpu", weights_only=True)  # written before torch 1.6: no mmap
+    except (RuntimeError, pickle.UnpicklingError, SafetensorError, EOFError, ValueError, OSError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise VltError(f"{path}: cannot be read as tensors only ({first}); is it whole, and a PyTorch checkpoint?") from error
+
+
+def _read(source: Source, path: Path) -> State:
+    """A file's tensors, checked to be the file that this option asks for."""
+    content = _load(path)
+    if isinstance(content, dict) and isinstance(content.get("model"), dict):
+        content = content["model"]  # beside it: optimizer, config, scaler, epoch
+    if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
+        raise VltError(f"--{source.option} {path}: holds no plain table of tensors; expected {source.what}")
+    found = _recognised(content)
+    if found is None:
+        keys = ", ".join(list(content)[:3])
+        raise VltError(f"--{source.option} {path}: is not {source.what}: no key {source.sign!r}; it begins with {keys}")
+    if found is not source:
+        raise VltError(f"--{source.option} {path}: is {found.what}; give it as --{found.option}")
+    return content
+
+
+def _recognised(content: Mapping[str, Tensor]) -> Source | None:
+    # branch files come last in SOURCES and may hold other parts' keys too, so the last that matches is the one
+    found = [source for source in SOURCES if source.sign in content]
+    return found[-1] if found else None
+
+
+def _put(state: State, origin: dict[str, str], report: Report, key: str, tensor: Tensor, file: str) -> None:
+    reason = next((why for pattern, why in SKIPPED if re.fullmatch(pattern, key)), None)
+    if reason is not None:
+        report.skipped.setdefault(reason, []).append(f"{file}: {key}")
+        return
+    if key in state:
+        report.overridden[key] = (origin[key], file)
+    state[key], origin[key] = tensor, file
+
+
+def _read_llm(folder: Path) -> State:
+    """A Hugging Face folder's tensors, in shards or not."""
+    if not folder.is_dir():
+        raise VltError(f"--llm {folder}: is not a folder; give the folder of a Hugging Face language model")
+    for single, index in (("model.safetensors", "model.safetensors.index.json"), ("pytorch_model.bin", "pytorch_model.bin.index.json")):
+        if (folder / index).is_file():
+            names = sorted(set(_json(folder / index).get("weight_map", {}).values()))
+        elif (folder / single).is_file():
+            names = [single]
+        else:
+            continue
+        state: State = {}
+        for name in names:
+            if Path(name).name != name or not (folder / name).is_file():
+                raise VltError(f"--llm {folder}: {index} names {name!r}, which is no file in that folder")
+            state |= _load(folder / name)
+        return state
+    raise VltError(f"--llm {folder}: holds neither model.safetensors nor pytorch_model.bin (nor their index)")
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise VltError(f"{path}: cannot be read as JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise VltError(f"{path}: holds a {type(content).__name__}; expected a JSON object")
+    return content
+
+
+def read_sizes(path: str | Path) -> dict[str, Any]:
+    """The contents of a --sizes file."""
+    return _json(Path(path))
+
+
+def _llm_config(folder: Path) -> Any:
+    try:
+        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise VltError(f"--llm {folder}: its config.json is not one that transformers reads ({error})") from error
+
+
+def _tokenizer(folder: Path) -> Any:
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # transformers and its tokenizer back-ends raise many kinds
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise VltError(f"--llm {folder}: its tokenizer cannot be read ({first}); put the model's tokenizer files there") from error
+
+
+def _renamed(state: State, origin: dict[str, str], config: Any, report: Report) -> State:
+    with torch.device("meta"):
+        expected = VideoLlama(config).state_dict()
+    if config.text_config.tie_word_embeddings:
+        expected.pop("language_model.lm_head.weight", None)
+        state.pop("llama_model.lm_head.weight", None)
+    depth = config.vision_config.num_hidden_layers
+    ours: State = {}
+    for key, tensor in _fused(state).items():
+        if (block := re.match(r"visual_encoder\.blocks\.(\d+)\.", key)) and int(block[1]) >= depth:
+            report.skipped.setdefault(f"a ViT block beyond the {depth} that the original builds", []).append(f"eva: {key}")
+            continue
+        name = _our_name(key)
+        if name is None or name not in expected:
+            near = f" (would be {name!r})" if name else ""
+            raise VltError(f"--{origin.get(key, 'eva')}: key {key!r} has no place in the model{near}; nothing was written")
+        if name == "vision_model.embeddings.position_embedding" and tensor.shape != expected[name].shape:
+            tensor = _resized(tensor, expected[name].shape[1])
+        if tensor.shape != expected[name].shape:
+            raise VltError(
+                f"--{origin.get(key, 'eva')}: {key!r} has shape {list(tensor.shape)}; the model, sized by the other "
+                f"tensors and --sizes, has {list(expected[name].shape)} there"
+            )
+        ours[name] = tensor.contiguous()
+        report.used[origin.get(key, "eva")] = report.used.get(origin.get(key, "eva"), 0) + 1
+    if missing := sorted(set(expected) - set(ours)):
+        raise VltError(f"{len(missing)} of the model's tensors are in none of the files, for example {missing[0]!r}")
+    return ours
+
+
+def _fused(state: State) -> State:
+    """The ViT keeps two bias vectors for query and value, and none for key; here the three are one, with zeros."""
+    out = {}
+    for key, tensor in state.items():
+        if key.endswith(".attn.v_bias") and key.replace("v_bias", "q_bias") in state:
+            continue
+        if key.endswith(".attn.q_bias"):
+            value = state.get(key.replace("q_bias", "v_bias"))
+            if value is None:
+                raise VltError(f"--eva: {key!r} is there and its v_bias is not")
+            out[key.replace("q_bias", "qkv.bias")] = torch.cat([tensor, torch.zeros_like(tensor), value])
+        else:
+            out[key] = tensor
+    return out
+
+
+def _our_name(key: str) -> str | None:
+    if inner := _QFORMER.match(key):
+        name = re.sub(r"^embeddings\.LayerNorm\.", "layernorm.", inner[2]).replace(".self.", ".attention.")
+        return f"{inner[1] or 'image_'}qformer.{name}"
+    for pattern, replacement in NAMES:
+        if re.search(pattern, key):
+            return re.sub(pattern, replacement, key)
+    return None
+
+
+def _resized(position: Tensor, n_positions: int) -> Tensor:
+    """The ViT's position table on another grid, bicubic, the class token's row untouched: as the original loads it."""
+    old, new = (round((n - 1) ** 0.5) for n in (position.shape[1], n_positions))
+    if old * old + 1 != position.shape[1] or new * new + 1 != n_positions:
+        raise VltError(f"--eva: a position table of {position.shape[1]} rows cannot be resized to {n_positions}: not square")
+    grid = position[:, 1:].float().reshape(1, old, old, -1).permute(0, 3, 1, 2)
+    grid = torch.nn.functional.interpolate(grid, size=(new, new), mode="bicubic", align_corners=False)
+    return torch.cat([position[:, :1].float(), grid.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)
+
+
+def _write(state: State, config: Any, tokenizer: Any, out: Path) -> None:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    try:
+        config.architectures = ["VideoLlama"]
+        config.save_pretrained(work)
+        tokenizer.save_pretrained(work)
+        save_torch_state_dict(state, work)
+        work.chmod(0o755)
+        work.replace(out)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)

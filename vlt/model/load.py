@@ -1,0 +1,58 @@
+"""Opening a model: the one in the box, a folder, or a hub's."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer
+
+from vlt.errors import VltError
+from vlt.model import box
+from vlt.model.video_llama import VideoLlama
+
+
+def load(
+    name: str | Path = "box", *, device: str | torch.device | None = None, dtype: torch.dtype | None = None, **options: Any
+) -> VideoLlama:
+    """A model that is ready to be looked into: in evaluation mode, no parameter asking for a gradient.
+
+    name: "box" (the small model that vlt carries), a folder that `vlt convert` or `save_pretrained` wrote, or the name
+    of such a folder on the Hugging Face hub. device: by default CUDA where there is one. dtype: by default float32 on
+    a CPU and bfloat16 elsewhere. options: for `from_pretrained`, for example `device_map`, `quantization_config`.
+
+    Raises `VltError` where the weights are not all there, or not all used. A model's note is issued as a warning.
+    """
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    dtype = dtype or (torch.float32 if device.type == "cpu" else torch.bfloat16)
+    if name == "box":
+        model = box.stand_in().to(device, dtype)
+    else:
+        model = _from_pretrained(name, dtype, options)
+        if "device_map" not in options:
+            model = model.to(device)
+    model.eval().requires_grad_(False)
+    if model.config.note:
+        warnings.warn(f"{name}: {model.config.note}", stacklevel=2)
+    return model
+
+
+def _from_pretrained(name: str | Path, dtype: torch.dtype, options: dict[str, Any]) -> VideoLlama:
+    local = Path(name).exists()
+    if local and not (Path(name) / "config.json").is_file():
+        raise VltError(f"{name}: holds no config.json; give a folder that `vlt convert` or `save_pretrained` wrote")
+    try:
+        model, info = VideoLlama.from_pretrained(
+            name, dtype=dtype, output_loading_info=True, use_safetensors=True, local_files_only=local, **options
+        )
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, local_files_only=local)
+    except (OSError, ValueError, KeyError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise VltError(f"model {str(name)!r} cannot be opened: {first}") from error
+    for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if keys := sorted(map(str, info[what])):
+            raise VltError(f"model {str(name)!r}: {len(keys)} {what.replace('_', ' ')} in its weights, for example {keys[0]}")
+    model.tokenizer = tokenizer
+    return model
