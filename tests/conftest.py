@@ -72,7 +72,9 @@ def llm_folder(full: Numbers, sizes: dict, tmp_path_factory: pytest.TempPathFact
     """The reference's language model as a Hugging Face folder, with the byte tokenizer that its ids stand for."""
     folder = tmp_path_factory.mktemp("llm")
     LlamaConfig(**sizes["llama"], rms_norm_eps=1e-6, max_position_embeddings=2048).save_pretrained(folder)
-    weights = {k.removeprefix("weights.llama_model."): v for k, v in full.tensors.items() if k.startswith("weights.llama_model.")}
+    weights = {
+        k.removeprefix("weights.llama_model."): v for k, v in full.tensors.items() if k.startswith("weights.llama_model.")
+    }
     save_file({k: v for k, v in weights.items() if "inv_freq" not in k}, folder / "model.safetensors")
     box.byte_tokenizer().save_pretrained(folder)
     return folder

@@ -1,9 +1,9 @@
 """vlt, the Video-LLaMA toolkit: see into a model that watches and listens.
 
-    model = vlt.load()
-    clip = vlt.Clip("data/clips/shapes.mp4")
-    print(model.answer(clip, "What do you see?"))
-    model.run({"clip": clip}, want=["video_prefix"])
+model = vlt.load()
+clip = vlt.Clip("data/clips/shapes.mp4")
+print(model.answer(clip, "What do you see?"))
+model.run({"clip": clip}, want=["video_prefix"])
 """
 
 from vlt.errors import VltError

@@ -1,4 +1,4 @@
-"""`vlt ...`: the command line. Progress goes to standard error, results to standard output."""
+"""`vlt ...`: the command line. Results go to standard output; progress, warnings and errors to standard error."""
 
 from __future__ import annotations
 
@@ -8,13 +8,20 @@ import sys
 import tempfile
 import warnings
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from vlt.errors import VltError
+
+if TYPE_CHECKING:
+    from vlt.inputs.clip import Clip
+    from vlt.model.answer import Answer
+    from vlt.model.video_llama import VideoLlama
 
 app = typer.Typer(
     help="The Video-LLaMA toolkit: see into a model that watches and listens.",
@@ -24,12 +31,220 @@ app = typer.Typer(
 )
 out = Console()
 err = Console(stderr=True)
+if not out.is_terminal:
+    out = Console(width=140)  # into a file or a pipe: tables keep their lines
 
 
 def main() -> None:
     """The entry point: what vlt refuses ends in one line and exit code 2."""
+    warnings.showwarning = _show_warning
     try:
-        app(standalone_mode=True)
+        app()
     except VltError as error:
-        err.print(f"vlt: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        _say(f"vlt: {error}", "red")
         sys.exit(2)
+
+
+def _say(text: str, style: str) -> None:
+    # one line, whatever a file name holds
+    err.print(" ".join(text.split()), style=style, markup=False, highlight=False, soft_wrap=True)
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    _say(f"note: {message}", "yellow")
+
+
+def _progress() -> Progress:
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        TimeElapsedColumn(),
+        console=err,
+        transient=True,
+        disable=not err.is_terminal,
+    )
+
+
+@app.command()
+def probe(
+    clip: Annotated[Path, typer.Argument(help="A video, picture or sound file.", show_default=False)],
+    ask: Annotated[str, typer.Option(help="The question.")] = "What do you see, and what do you hear?",
+    model: Annotated[str, typer.Option(help="'box', a converted folder, or a hub name.")] = "box",
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the result here.", show_default=False)] = None,
+    branch: Annotated[list[str] | None, typer.Option(help="Use only this branch: video or audio.", show_default=False)] = None,
+    coverage: Annotated[str, typer.Option(help="Where sound is heard: original or whole.")] = "original",
+    n_frames: Annotated[
+        int | None, typer.Option(help="Frames to look at; as in training if not given.", show_default=False)
+    ] = None,
+    sample: Annotated[bool, typer.Option(help="Draw the answer instead of taking the likeliest words.")] = False,
+    seed: Annotated[int, typer.Option(help="For --sample.")] = 0,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest answer.", min=1)] = 300,
+) -> None:
+    """What a clip holds, what becomes of it stage by stage, and the answer to a question about it."""
+    if json_file is not None and (json_file.is_dir() or not json_file.parent.is_dir()):
+        raise VltError(f"--json {json_file}: give a file in a folder that exists")
+    with _progress() as progress:
+        task = progress.add_task("opening the clip")
+        from vlt.inputs.clip import Clip
+        from vlt.model.load import load
+
+        opened = Clip(clip)
+        description = opened.describe()
+        progress.update(task, description=f"opening the model {escape(model)!r}")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the model's note is part of the result below
+            loaded = load(model)
+        options = {"branches": branch or None, "n_frames": n_frames, "coverage": coverage}
+        rows, prompt, soft = _stage_rows(loaded, opened, ask, options, lambda s: progress.update(task, description=s))
+        progress.update(task, description="answering")
+        answer = loaded.generate_from([prompt], [soft], sample=sample, seed=seed, max_new_tokens=max_new_tokens)[0]
+    result = {
+        "clip": description,
+        "question": ask,
+        "model": model,
+        "note": loaded.config.note,
+        "stages": rows,
+        "answer": answer.text,
+        "ended": answer.ended,
+        "tokens": list(answer.tokens),
+    }
+    if json_file is not None:
+        _write_atomically(json_file, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    _print_probe(description, rows, answer, loaded.config.note)
+
+
+def _stage_rows(
+    model: VideoLlama, clip: Clip, question: str, options: dict[str, Any], on_step: Any
+) -> tuple[list[dict[str, Any]], Any, dict[str, Any]]:
+    """Runs every stage that this clip has, once; (a row for each, the prompt, the branches' soft tokens)."""
+    import torch
+
+    from vlt.model.stages import STAGES
+
+    given, chosen = model.inputs(clip, **options)
+    prompt = model.prompt(clip, question, branches=chosen, n_frames=options["n_frames"])
+    rows: list[dict[str, Any]] = []
+
+    def on_stage(name: str, value: Any, seconds: float) -> None:
+        on_step(f"stage {name}")
+        axes = STAGES[name].axes
+        shape = list(value.shape) if axes else []
+        rows.append({"name": name, "shape": shape, "axes": list(axes), "ms": round(seconds * 1000, 3)})
+
+    for name, (value, seconds) in given.items():
+        on_stage(name, value, seconds)
+    prefixes = [f"{branch}_prefix" for branch in chosen]
+    with torch.no_grad():
+        values = {name: value for name, (value, _) in given.items()}
+        done = model.run({**values, "prompt": prompt}, [*prefixes, "logits"], on_stage)
+    order = list(STAGES)
+    rows.sort(key=lambda row: order.index(row["name"]))
+    return rows, prompt, {branch: done[f"{branch}_prefix"][0] for branch in chosen}
+
+
+def _print_probe(description: dict[str, Any], rows: list[dict[str, Any]], answer: Answer, note: str) -> None:
+    sound = description["sound"]
+    heard = f"{sound['seconds']} s, {sound['rate']} Hz, {sound['channels']} channels" if "seconds" in sound else sound["state"]
+    size = f", {description['size'][0]} x {description['size'][1]} pixels" if description["size"] else ""
+    rate = f" at {description['fps']} per second" if description["fps"] else ""
+    out.print(
+        f"[bold]clip[/bold]    {escape(description['path'])}: {description['kind']}, {description['seconds']} s",
+        highlight=False,
+    )
+    out.print(f"        frames: {description['frames']}{rate}{size}; sound: {heard}", highlight=False)
+    table = Table("stage", "shape", "axes", "ms", box=None, pad_edge=False, header_style="bold")
+    table.columns[3].justify = "right"
+    for row in rows:
+        table.add_row(row["name"], " x ".join(map(str, row["shape"])), ", ".join(row["axes"]), f"{row['ms']:.1f}")
+    out.print(table)
+    if note:
+        out.print(f"[bold yellow]note[/bold yellow]    {escape(note)}", highlight=False)
+    ended = "" if answer.ended == "stop" else f"  [dim](cut off after {len(answer.ids)} tokens)[/dim]"
+    out.print(f"[bold]answer[/bold]  {escape(_printable(answer.text))}{ended}", highlight=False)
+
+
+def _printable(text: str) -> str:
+    """Without control characters: an answer cannot drive the terminal."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    """The whole text or nothing: an interrupted run leaves no half file."""
+    try:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(text)
+            Path(name).chmod(0o644)
+            Path(name).replace(path)
+        finally:
+            Path(name).unlink(missing_ok=True)
+    except OSError as error:
+        raise VltError(f"{path}: cannot be written ({error.strerror})") from error
+
+
+@app.command()
+def stages(
+    model: Annotated[str, typer.Option(help="Whose sizes to show: 'box', a converted folder, or a hub name.")] = "box",
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+) -> None:
+    """The table of stages: what each is, its axes, and what it is computed from."""
+    from vlt.model.load import load_config
+    from vlt.model.stages import STAGES, describe
+
+    axes = describe(load_config(model))
+    if as_json:
+        rows = [
+            {"name": s.name, "about": s.about, "axes": list(s.axes), "sizes": axes.get(s.name, ""), "needs": list(s.needs)}
+            for s in STAGES.values()
+        ]
+        typer.echo(json.dumps(rows, indent=1))
+        return
+    table = Table("stage", "what it is", "axes", "from", box=None, pad_edge=False, header_style="bold")
+    for s in STAGES.values():
+        table.add_row(s.name, s.about, axes.get(s.name, ""), ", ".join(s.needs))
+    out.print(table)
+
+
+@app.command()
+def convert(
+    output: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to write.", show_default=False)],
+    vision: Annotated[Path, typer.Option(help="Vision-language branch (.pth).", show_default=False)],
+    eva: Annotated[Path, typer.Option(help="eva_vit_g.pth.", show_default=False)],
+    qformer: Annotated[Path, typer.Option(help="blip2_pretrained_flant5xxl.pth.", show_default=False)],
+    llm: Annotated[Path, typer.Option(help="Folder of the language model, with its tokenizer.", show_default=False)],
+    audio: Annotated[Path | None, typer.Option(help="Audio-language branch (.pth).", show_default=False)] = None,
+    imagebind: Annotated[Path | None, typer.Option(help="imagebind_huge.pth; goes with --audio.", show_default=False)] = None,
+    minigpt4: Annotated[Path | None, typer.Option(help="MiniGPT-4's projection (.pth).", show_default=False)] = None,
+    sizes: Annotated[
+        Path | None, typer.Option(help="JSON: what tensors do not tell, such as head counts.", show_default=False)
+    ] = None,
+    template: Annotated[
+        str | None,
+        typer.Option(help="Chat format: vicuna or llama2; told from the language model if not given.", show_default=False),
+    ] = None,
+) -> None:
+    """The original's published files -> one folder that `vlt.load` opens. Every key is used, or skipped for a reason."""
+    with _progress() as progress:
+        task = progress.add_task("starting")
+        from vlt.model import checkpoints
+
+        files = {"vision": vision, "audio": audio, "eva": eva, "qformer": qformer, "imagebind": imagebind, "minigpt4": minigpt4}
+        told = checkpoints.read_sizes(sizes) if sizes else None
+        report = checkpoints.convert(files, llm, output, told, template, lambda s: progress.update(task, description=s))
+    table = Table("file", "tensors used", box=None, pad_edge=False, header_style="bold")
+    for option, count in report.used.items():
+        table.add_row(f"--{option}", str(count))
+    out.print(table)
+    for reason, keys in report.skipped.items():
+        out.print(f"skipped {len(keys)}: {reason}", highlight=False, markup=False)
+    for (first, later), count in report.overrides().items():
+        out.print(f"--{later} overrides {count} tensors of --{first}", highlight=False, markup=False)
+    if report.unused_sizes:
+        out.print(f"not used from --sizes: {', '.join(report.unused_sizes)}", highlight=False, markup=False)
+    out.print(f"chat format: {report.template}", highlight=False)
+    out.print(f"{output}: open it with vlt.load({str(output)!r})", highlight=False, markup=False)
+
+
+if __name__ == "__main__":
+    main()

@@ -118,8 +118,13 @@ def test_imagebind_block_by_block(tiny: VideoLlama, audio: Numbers, modality: st
 
 @pytest.mark.parametrize(
     ("name", "modality", "key"),
-    [("audio", "audio", "audio"), ("vision_image", "vision", "vision"), ("vision_video", "vision", "vision_video"), ("text", "text", "text")],
-)  # fmt: skip
+    [
+        ("audio", "audio", "audio"),
+        ("vision_image", "vision", "vision"),
+        ("vision_video", "vision", "vision_video"),
+        ("text", "text", "text"),
+    ],
+)
 def test_joint_embeddings(tiny: VideoLlama, audio: Numbers, name: str, modality: str, key: str) -> None:
     close(tiny.imagebind.joint(audio[f"inputs.{name}"], modality), audio[f"outputs.joint.{key}"])
 
@@ -207,7 +212,9 @@ def caption_prompts(full: Numbers, branch: str, soft: int) -> list[Prompt]:
 def instruction_prompts(full: Numbers, branch: str) -> list[Prompt]:
     """A run of id 259 marks where the soft tokens go."""
     prompts = []
-    for ids, labels in zip(full[f"inputs.train_multi_{kind(branch)}.input_ids"], full[f"inputs.train_multi_{kind(branch)}.labels"], strict=True):
+    for ids, labels in zip(
+        full[f"inputs.train_multi_{kind(branch)}.input_ids"], full[f"inputs.train_multi_{kind(branch)}.labels"], strict=True
+    ):
         mark = (ids == 259).nonzero().flatten().tolist()
         a, b = mark[0], mark[-1] + 1
         end = int((ids != 0).nonzero().max()) + 1
@@ -238,16 +245,24 @@ def test_training_loss(tiny: VideoLlama, full: Numbers, branch: str, style: str)
     out = tiny(prompt=prompts, **inputs)
     close(out.loss.reshape(1), full[f"{name}.loss"])
     prefix = tiny.run({"prompt": prompts, **inputs}, ["prefix", "prefix_mask"])
-    for ours, mask, theirs, used in zip(prefix["prefix"], prefix["prefix_mask"], full[f"{name}.inputs_embeds"], full[f"{name}.attention_mask"], strict=True):
+    for ours, mask, theirs, used in zip(
+        prefix["prefix"], prefix["prefix_mask"], full[f"{name}.inputs_embeds"], full[f"{name}.attention_mask"], strict=True
+    ):
         close(ours[mask], theirs[used.bool()])
 
 
+CROSS = "bert.encoder.layer.0.crossattention.self.query.weight"
 GRADIENTS = {
-    "video": ["llama_proj.bias", "llama_proj.weight", "video_Qformer.bert.encoder.layer.0.crossattention.self.query.weight",
-              "video_Qformer.bert.encoder.layer.1.output_query.dense.weight", "video_frame_position_embedding.weight", "video_query_tokens"],
-    "audio": ["audio_Qformer.bert.encoder.layer.0.crossattention.self.query.weight", "audio_llama_proj.weight",
-              "audio_position_embedding.weight", "audio_query_tokens"],
-}  # fmt: skip
+    "video": [
+        "llama_proj.bias",
+        "llama_proj.weight",
+        f"video_Qformer.{CROSS}",
+        "video_Qformer.bert.encoder.layer.1.output_query.dense.weight",
+        "video_frame_position_embedding.weight",
+        "video_query_tokens",
+    ],
+    "audio": [f"audio_Qformer.{CROSS}", "audio_llama_proj.weight", "audio_position_embedding.weight", "audio_query_tokens"],
+}
 
 
 @pytest.mark.parametrize("branch", ["video", "audio"])

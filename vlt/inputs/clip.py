@@ -93,9 +93,7 @@ class Clip:
         """The sampled frames, resized and normalised, float32: the stage `frames` of one clip."""
         return video.normalise(self.pixels(n_frames, size, reader))
 
-    def segments(
-        self, n_segments: int = audio.N_SEGMENTS, coverage: str = "original"
-    ) -> list[tuple[Fraction, Fraction]]:
+    def segments(self, n_segments: int = audio.N_SEGMENTS, coverage: str = "original") -> list[tuple[Fraction, Fraction]]:
         """Start and end in seconds of the segments of sound that are listened to, from the start of the sound."""
         self._check_sound()
         return audio.segment_bounds(self.sound.duration, n_segments, coverage)

@@ -125,7 +125,7 @@ def scan(path: Path) -> tuple[VideoStream | None, bool]:
             width=stream.width,
             height=stream.height,
             fps=_frame_rate(stream, order),
-            time_base=stream.time_base,
+            time_base=stream.time_base or Fraction(1),
             stamps=order,
             keys=np.array(sorted(keys), dtype=np.int64),
             end=last,
@@ -148,7 +148,9 @@ def _check_whole(path: Path, container: av.container.InputContainer, counts: dic
     for stream in container.streams:
         found = counts.get(stream.index, 0)
         if stream.type in ("video", "audio") and found < stream.frames:
-            raise VltError(f"{path}: is cut off ({stream.type}: {found} of the {stream.frames} packets that its header promises)")
+            raise VltError(
+                f"{path}: is cut off ({stream.type}: {found} of the {stream.frames} packets that its header promises)"
+            )
     stated = (container.duration or 0) / 1e6
     if container.format.name in INDEXED and last + _SLACK < stated:
         raise VltError(f"{path}: is cut off (ends at {last:.2f} s; its header promises {stated:.2f} s)")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import av
 import av.filter
@@ -121,7 +122,7 @@ def _decode(
     container: av.container.InputContainer, stream: media.VideoStream, wanted: list[int]
 ) -> Iterator[tuple[int, av.VideoFrame]]:
     """(stamp asked for, frame) in order; jumps to the key frame before the next one where that skips work."""
-    source = container.streams[stream.index]
+    source: Any = container.streams[stream.index]
     source.thread_type = "AUTO"
     waiting, frames, at = list(wanted), container.decode(source), int(stream.stamps[0])
     while waiting:
@@ -130,7 +131,7 @@ def _decode(
             container.seek(int(before[-1]), stream=source)
             frames = container.decode(source)
         for frame in frames:
-            at = frame.pts if frame.pts is not None else frame.dts
+            at = frame.pts if frame.pts is not None else frame.dts or 0
             if at >= waiting[0]:
                 yield waiting.pop(0), frame
                 break

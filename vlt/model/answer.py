@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import time
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import StopStringCriteria, StoppingCriteriaList
+from transformers import StoppingCriteriaList, StopStringCriteria
 
 from vlt.errors import VltError, nearest
 from vlt.inputs import prompt as prompts
@@ -79,19 +82,39 @@ class Answers:
     ) -> Encoded:
         """Runs the encoders once. branches: of ("video", "audio"), by default all that clip and model have.
         n_frames, coverage: see `Clip.frames` and `Clip.spectrograms`."""
-        branches = self._chosen(clip, branches)
-        config, given, sampled = self.config, {}, ""
-        if "video" in branches:
+        given, chosen = self.inputs(clip, branches, n_frames, coverage)
+        sampled = self._sampled(clip, n_frames) if "video" in chosen else ""
+        with torch.no_grad():
+            soft = self.run({name: value for name, (value, _) in given.items()}, [f"{branch}_prefix" for branch in chosen])
+        return Encoded(clip.kind, sampled, {branch: soft[f"{branch}_prefix"][0] for branch in chosen})
+
+    def inputs(
+        self: VideoLlama,
+        clip: Clip,
+        branches: Sequence[str] | None = None,
+        n_frames: int | None = None,
+        coverage: str = "original",
+    ) -> tuple[dict[str, tuple[Tensor, float]], tuple[str, ...]]:
+        """What the encoders are given: stage -> (tensor of one clip, seconds it took to read), and the branches used."""
+        chosen, config = self._chosen(clip, branches), self.config
+        out = {}
+        if "video" in chosen:
             count = config.trained_frames if n_frames is None else n_frames
             if count > config.max_frames:
                 raise VltError(f"{count} frames were asked for; this model has positions for {config.max_frames}")
-            given["frames"] = clip.frames(count, config.vision_config.image_size)[None]
-            sampled = self._sampled(clip, count)
-        if "audio" in branches:
-            given["spectrograms"] = clip.spectrograms(config.max_segments, coverage)[None]
-        with torch.no_grad():
-            soft = self.run(given, [f"{branch}_prefix" for branch in branches])
-        return Encoded(clip.kind, sampled, {branch: soft[f"{branch}_prefix"][0] for branch in branches})
+            if count > config.trained_frames:
+                warnings.warn(
+                    f"{count} frames: the positions of frames {config.trained_frames} to {count - 1} were never trained",
+                    stacklevel=2,
+                )
+            start = time.perf_counter()
+            frames = clip.frames(count, config.vision_config.image_size)[None]
+            out["frames"] = (frames, time.perf_counter() - start)
+        if "audio" in chosen:
+            start = time.perf_counter()
+            spectrograms = clip.spectrograms(config.max_segments, coverage)[None]
+            out["spectrograms"] = (spectrograms, time.perf_counter() - start)
+        return out, chosen
 
     def prompt(
         self: VideoLlama,
@@ -99,6 +122,7 @@ class Answers:
         question: str,
         history: Sequence[tuple[str, str]] = (),
         branches: Sequence[str] | None = None,
+        n_frames: int | None = None,
         system: str | None = None,
     ) -> Prompt:
         """The token ids around a question. history: (question, answer) of the turns before it.
@@ -106,7 +130,7 @@ class Answers:
         style = prompts.template(self.config.template)
         if isinstance(clip, Clip):
             chosen = self._chosen(clip, branches)
-            kind, sampled = clip.kind, self._sampled(clip) if "video" in chosen else ""
+            kind, sampled = clip.kind, self._sampled(clip, n_frames) if "video" in chosen else ""
         else:
             kind, sampled, chosen = ("text", "", ()) if clip is None else (clip.kind, clip.sampled, clip.branches)
         if system is None:
@@ -119,7 +143,7 @@ class Answers:
 
     def answer(
         self: VideoLlama,
-        clip: Clip | Encoded | None | Sequence[Clip | Encoded | None],
+        clip: Clip | Encoded | Sequence[Clip | Encoded | None] | None,
         question: str | Sequence[str],
         *,
         history: Sequence[tuple[str, str]] = (),
@@ -136,10 +160,12 @@ class Answers:
         Returns an `Answer`, or a list of them.
         """
         many = isinstance(clip, Sequence)
-        clips = list(clip) if many else [clip]
+        clips: list[Clip | Encoded | None] = list(clip) if isinstance(clip, Sequence) else [clip]
         questions = [question] * len(clips) if isinstance(question, str) else list(question)
         if not clips or len(questions) != len(clips):
-            raise VltError(f"{len(clips)} clips and {len(questions)} questions were given; give one question, or one for each clip")
+            raise VltError(
+                f"{len(clips)} clips and {len(questions)} questions were given; give one question, or one for each clip"
+            )
         encoded = [self.encode(c, branches, n_frames, coverage) if isinstance(c, Clip) else c for c in clips]
         asked = [self.prompt(e, q, history, system=system) for e, q in zip(encoded, questions, strict=True)]
         answers = self.generate_from(asked, [e.prefix if e else {} for e in encoded], **generation)
@@ -169,7 +195,9 @@ class Answers:
         """
         room = self.config.text_config.max_position_embeddings - max(self.length(p) for p in asked)
         if room < 1 or max_new_tokens < 1:
-            raise VltError(f"the prompt leaves room for {room} tokens and {max_new_tokens} were asked for; both must be at least 1")
+            raise VltError(
+                f"the prompt leaves room for {room} tokens and {max_new_tokens} were asked for; both must be at least 1"
+            )
         drawing = {"do_sample": True, "temperature": temperature, "top_p": top_p} if sample else {"do_sample": False}
         tokenizer = self._tokenizer()
         stop = StopStringCriteria(tokenizer, [prompts.template(self.config.template).stop])
@@ -207,7 +235,7 @@ class Answers:
         cut = next((i for i, text in enumerate(texts) if style.stop in text), None)
         if cut is not None:
             kept, texts, ended = kept[:cut], texts[: cut + 1], "stop"
-        pieces = tuple(b[len(a) :] if b.startswith(a) else b for a, b in zip(texts, texts[1:], strict=False))
+        pieces = tuple(b[len(a) :] if b.startswith(a) else b for a, b in itertools.pairwise(texts))
         text = style.clean(tokenizer.decode(kept, skip_special_tokens=True))
         return Answer(text, pieces, tuple(kept), ended, asked)
 

@@ -12,6 +12,7 @@ import pickle
 import re
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -113,6 +114,10 @@ class Report:
     overridden: dict[str, tuple[str, str]] = dataclasses.field(default_factory=dict)
     unused_sizes: list[str] = dataclasses.field(default_factory=list)
     template: str = ""
+
+    def overrides(self) -> Counter[tuple[str, str]]:
+        """(file, by which file) -> how many tensors."""
+        return Counter(self.overridden.values())
 
 
 def convert(
@@ -228,7 +233,10 @@ def _read_llm(folder: Path) -> State:
     """A Hugging Face folder's tensors, in shards or not."""
     if not folder.is_dir():
         raise VltError(f"--llm {folder}: is not a folder; give the folder of a Hugging Face language model")
-    for single, index in (("model.safetensors", "model.safetensors.index.json"), ("pytorch_model.bin", "pytorch_model.bin.index.json")):
+    for single, index in (
+        ("model.safetensors", "model.safetensors.index.json"),
+        ("pytorch_model.bin", "pytorch_model.bin.index.json"),
+    ):
         if (folder / index).is_file():
             names = sorted(set(_json(folder / index).get("weight_map", {}).values()))
         elif (folder / single).is_file():
@@ -271,7 +279,9 @@ def _tokenizer(folder: Path) -> Any:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # transformers and its tokenizer back-ends raise many kinds
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise VltError(f"--llm {folder}: its tokenizer cannot be read ({first}); put the model's tokenizer files there") from error
+        raise VltError(
+            f"--llm {folder}: its tokenizer cannot be read ({first}); put the model's tokenizer files there"
+        ) from error
 
 
 def _renamed(state: State, origin: dict[str, str], config: Any, report: Report) -> State:

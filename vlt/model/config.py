@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from transformers import AutoConfig, Blip2QFormerConfig, Blip2VisionConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
@@ -25,7 +27,8 @@ class AudioTrunkConfig(PreTrainedConfig):
     @property
     def grid(self) -> tuple[int, int]:
         """Patches along (mel, time)."""
-        return tuple((size - self.kernel_size) // self.stride + 1 for size in (self.num_mels, self.num_times))
+        rows, columns = ((size - self.kernel_size) // self.stride + 1 for size in (self.num_mels, self.num_times))
+        return rows, columns
 
     @property
     def num_positions(self) -> int:
@@ -77,9 +80,9 @@ class ImageBindConfig(PreTrainedConfig):
     }
 
     joint_size: int = 1024
-    audio: dict | PreTrainedConfig | None = None
-    vision: dict | PreTrainedConfig | None = None
-    text: dict | PreTrainedConfig | None = None
+    audio: Any = None
+    vision: Any = None
+    text: Any = None
 
 
 class VideoQFormerConfig(Blip2QFormerConfig):
@@ -106,26 +109,27 @@ class VideoLlamaConfig(PreTrainedConfig):
     """Video-LLaMA (arXiv 2306.02858): eyes, ears and a language model.
 
     audio_qformer_config and imagebind_config: both None (as here by default) for a model without ears.
-    max_frames, max_segments: rows of the two position tables. trained_frames: frames per video in training, and the
-    rows of the frame table that it ever moved. template: the language model's chat format, "vicuna" or "llama2". note: what whoever opens this model must be told.
+    The parts' configurations may be given as dicts. max_frames, max_segments: rows of the two position tables.
+    trained_frames: frames per video in training, and the rows of the frame table that it ever moved. template: the
+    language model's chat format, "vicuna" or "llama2". note: what whoever opens this model must be told.
     """
 
     model_type = "video_llama"
     sub_configs_defaults = {
-        "vision_config": Blip2VisionConfig,
-        "image_qformer_config": Blip2QFormerConfig,
-        "video_qformer_config": VideoQFormerConfig,
+        "vision_config": SubConfigSpec(Blip2VisionConfig),
+        "image_qformer_config": SubConfigSpec(Blip2QFormerConfig),
+        "video_qformer_config": SubConfigSpec(VideoQFormerConfig),
         "audio_qformer_config": SubConfigSpec(AudioQFormerConfig, optional=True),
         "imagebind_config": SubConfigSpec(ImageBindConfig, optional=True),
         "text_config": SubConfigSpec(AutoConfig, model_type="llama"),
     }
 
-    vision_config: dict | PreTrainedConfig | None = None
-    image_qformer_config: dict | PreTrainedConfig | None = None
-    video_qformer_config: dict | PreTrainedConfig | None = None
-    audio_qformer_config: dict | PreTrainedConfig | None = None
-    imagebind_config: dict | PreTrainedConfig | None = None
-    text_config: dict | PreTrainedConfig | None = None
+    vision_config: Any = None
+    image_qformer_config: Any = None
+    video_qformer_config: Any = None
+    audio_qformer_config: Any = None
+    imagebind_config: Any = None
+    text_config: Any = None
     num_image_queries: int = 32
     num_video_queries: int = 32
     num_audio_queries: int = 8

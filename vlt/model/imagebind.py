@@ -121,6 +121,8 @@ class Trunk(nn.Module):
 class AudioTrunk(Trunk):
     """[b, 1, mel, time] -> [b, joint]."""
 
+    log_scale: Tensor
+
     def __init__(self, config: AudioTrunkConfig, joint_size: int) -> None:
         super().__init__(config, joint_size)
         self.class_token = nn.Parameter(torch.empty(1, 1, config.hidden_size))
@@ -205,9 +207,10 @@ class ImageBind(PreTrainedModel):
             init.constant_(module.log_scale, math.log(scale))
 
     def trunk(self, modality: str) -> nn.Module:
-        if modality not in self._modules:
+        trunk = self._modules.get(modality)
+        if trunk is None:
             raise VltError(f"this ImageBind has no {modality!r} trunk; {nearest(modality, self._modules)}")
-        return self._modules[modality]
+        return trunk
 
     def embed(self, inputs: Tensor, modality: str) -> Float[Tensor, "clip segment joint"]:
         """Each segment's embedding: audio [clip, segment, 1, mel, time]; vision [clip, segment, 3, (2,) height, width].

@@ -11,6 +11,7 @@ from transformers import AutoTokenizer
 
 from vlt.errors import VltError
 from vlt.model import box
+from vlt.model.config import VideoLlamaConfig
 from vlt.model.video_llama import VideoLlama
 
 
@@ -27,6 +28,7 @@ def load(
     """
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = dtype or (torch.float32 if device.type == "cpu" else torch.bfloat16)
+    model: Any
     if name == "box":
         model = box.stand_in().to(device, dtype)
     else:
@@ -39,18 +41,39 @@ def load(
     return model
 
 
-def _from_pretrained(name: str | Path, dtype: torch.dtype, options: dict[str, Any]) -> VideoLlama:
-    local = Path(name).exists()
-    if local and not (Path(name) / "config.json").is_file():
+def load_config(name: str | Path = "box") -> VideoLlamaConfig:
+    """The sizes of a model, without its weights; names as for `load`."""
+    if name == "box":
+        return box.config()
+    _check_folder(name)
+    try:
+        return VideoLlamaConfig.from_pretrained(name, local_files_only=Path(name).exists())
+    except (OSError, ValueError, KeyError) as error:
+        raise VltError(_cannot_open(name, error)) from error
+
+
+def _check_folder(name: str | Path) -> None:
+    if Path(name).exists() and not (Path(name) / "config.json").is_file():
         raise VltError(f"{name}: holds no config.json; give a folder that `vlt convert` or `save_pretrained` wrote")
+
+
+def _cannot_open(name: str | Path, error: Exception) -> str:
+    first = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return f"model {str(name)!r} cannot be opened: {first}"
+
+
+def _from_pretrained(name: str | Path, dtype: torch.dtype, options: dict[str, Any]) -> VideoLlama:
+    _check_folder(name)
+    local = Path(name).exists()
+    info: Any
+    model: Any
     try:
         model, info = VideoLlama.from_pretrained(
             name, dtype=dtype, output_loading_info=True, use_safetensors=True, local_files_only=local, **options
         )
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, local_files_only=local)
     except (OSError, ValueError, KeyError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise VltError(f"model {str(name)!r} cannot be opened: {first}") from error
+        raise VltError(_cannot_open(name, error)) from error
     for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if keys := sorted(map(str, info[what])):
             raise VltError(f"model {str(name)!r}: {len(keys)} {what.replace('_', ' ')} in its weights, for example {keys[0]}")

@@ -47,17 +47,21 @@ def config_of(
     given = _flat(sizes)
     unused = _check_known(given)
     read = _Reader(state, {**PUBLISHED, **given})
-    parts = {"vision_config": read.vit(), "image_qformer_config": read.qformer("Qformer"), "video_qformer_config": read.qformer("video_Qformer")}
+    parts: dict[str, Any] = {
+        "vision_config": read.vit(),
+        "image_qformer_config": read.qformer("Qformer"),
+        "video_qformer_config": read.qformer("video_Qformer"),
+    }
+    image = parts["image_qformer_config"]
     told = {
         "vit.embed_dim": parts["vision_config"]["hidden_size"],
         "image_size": parts["vision_config"]["image_size"],
-        "bert.hidden_size": parts["image_qformer_config"]["hidden_size"],
-        "bert.num_hidden_layers": parts["image_qformer_config"]["num_hidden_layers"],
-        "bert.intermediate_size": parts["image_qformer_config"]["intermediate_size"],
+        **{f"bert.{key}": image[key] for key in ("hidden_size", "num_hidden_layers", "intermediate_size")},
         "n_query": read.rows("query_tokens"),
         "n_video_query": read.rows("video_query_tokens"),
-    } | {f"llama.{key}": getattr(llm, key) for key in ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")}  # fmt: skip
-    counts = {"num_image_queries": told["n_query"], "num_video_queries": told["n_video_query"]}
+        **{key: getattr(llm, key.removeprefix("llama.")) for key in _TOLD if key.startswith("llama.")},
+    }
+    counts: dict[str, Any] = {"num_image_queries": told["n_query"], "num_video_queries": told["n_video_query"]}
     counts["max_frames"] = read.shape("video_frame_position_embedding.weight")[0]
     if "audio_query_tokens" in state:
         parts |= {"audio_qformer_config": read.qformer("audio_Qformer"), "imagebind_config": read.imagebind()}

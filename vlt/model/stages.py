@@ -1,8 +1,8 @@
 """The table of stages: what each is, its axes, and what it is computed from. Everything that lists stages reads it.
 
-    clip ──► frames ─► patches ─► image_queries ─► frame_tokens ─► video_queries ─► video_prefix ─┐
-      └────► spectrograms ─► audio_features ─► segment_tokens ─► audio_queries ─► audio_prefix ───┤
-    question ─► prompt ──────────────────────────────────────────────────────────────────────────┴► prefix ─► logits ─► answer
+clip ──► frames ─► patches ─► image_queries ─► frame_tokens ─► video_queries ─► video_prefix ─┐
+  └────► spectrograms ─► audio_features ─► segment_tokens ─► audio_queries ─► audio_prefix ───┤
+question ─► prompt ──────────────────────────────────────────────────────────────────────────┴► prefix ─► logits ─► answer
 """
 
 from __future__ import annotations
@@ -120,8 +120,8 @@ def _words(want: int | range | None) -> str:
         return ""
     if isinstance(want, range):
         step = f" in steps of {want.step}" if want.step > 1 else ""
-        return f" = {want.start} to {want[-1]}{step}"
-    return f" = {want}"
+        return f" {want.start} to {want[-1]}{step}"
+    return f" {want}"
 
 
 def needs(name: str, branches: Sequence[str]) -> tuple[str, ...]:
@@ -166,6 +166,4 @@ def plan(given: Iterable[str], want: Iterable[str], branches: Sequence[str]) -> 
 def describe(config: VideoLlamaConfig) -> Mapping[str, str]:
     """For every tensor stage, its axes with this model's sizes, as text."""
     sizes = axis_sizes(config)
-    return {
-        name: ", ".join(f"{axis}{_words(sizes.get((name, axis)))}" for axis in stage(name).axes) for name in TENSOR_STAGES
-    }
+    return {name: ", ".join(f"{axis}{_words(sizes.get((name, axis)))}" for axis in stage(name).axes) for name in TENSOR_STAGES}

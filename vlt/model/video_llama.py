@@ -29,6 +29,7 @@ class VideoLlama(Answers, PreTrainedModel):
     tokenizer: the language model's; `vlt.load` sets it.
     """
 
+    config: VideoLlamaConfig
     config_class = VideoLlamaConfig
     _supports_sdpa = True
     _supports_attention_backend = True
@@ -130,7 +131,9 @@ class VideoLlama(Answers, PreTrainedModel):
                 raise VltError(f"{name!r} takes {kind.__name__} or a list of them; got {wrong[0]}")
             return items
         if not isinstance(value, Tensor):
-            raise VltError(f"stage {name!r} was given as {type(value).__name__}; expected a tensor [{', '.join(stages.stage(name).axes)}]")
+            raise VltError(
+                f"stage {name!r} was given as {type(value).__name__}; expected a tensor [{', '.join(stages.stage(name).axes)}]"
+            )
         if name in ("spectrograms", "audio_features", "segment_tokens", "audio_queries", "audio_prefix"):
             self._check_ears(name)
         stages.check(name, value, self.config)
@@ -225,7 +228,7 @@ class VideoLlama(Answers, PreTrainedModel):
         video_prefix: Float[Tensor, "clip query d"] | None = None,
         audio_prefix: Float[Tensor, "clip query d"] | None = None,
     ) -> Float[Tensor, "clip token d"]:
-        soft = {"video": video_prefix, "audio": audio_prefix}
+        soft: dict[str, Any] = {"video": video_prefix, "audio": audio_prefix}
         rows = [
             torch.cat([soft[part][i] if isinstance(part, str) else self._embedded(part) for part in p.parts])
             for i, p in enumerate(prompt)
@@ -237,9 +240,11 @@ class VideoLlama(Answers, PreTrainedModel):
         return self._language_model(prefix, prefix_mask).logits
 
     def _embedded(self, ids: Sequence[int]) -> Float[Tensor, "token d"]:
-        table = self.get_input_embeddings()
+        table: Any = self.get_input_embeddings()
         if ids and max(ids) >= table.num_embeddings:
-            raise VltError(f"token id {max(ids)}: the language model has {table.num_embeddings}; does its tokenizer belong to it?")
+            raise VltError(
+                f"token id {max(ids)}: the language model has {table.num_embeddings}; does its tokenizer belong to it?"
+            )
         return table(torch.tensor(ids, dtype=torch.long, device=self.device))
 
     def _language_model(self, prefix: Tensor, mask: Tensor, labels: Tensor | None = None) -> Any:
