@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
@@ -26,7 +27,7 @@ _OPTIONS = {"format_whitelist": ",".join(_FORMATS), "protocol_whitelist": "file"
 INDEXED = _FORMATS[:2]
 
 MAX_PIXELS = 64_000_000  # per frame: a picture of 8000 x 8000 still passes, a decompression bomb does not
-_SLACK = 0.5  # seconds that a whole file's last packet may end before the length that its header states
+_SLACK = 0.1  # seconds, beside one frame, that a whole file may end before the length that its header states
 
 # PyAV's own log handler takes Python's lock inside the decoder's threads and can wait for it for ever while a container
 # is being closed. ffmpeg's plain handler does not; it stays silent: what goes wrong is raised by us, once, in words.
@@ -113,7 +114,9 @@ def scan(path: Path) -> tuple[VideoStream | None, bool]:
                 stamps.append(stamp)
                 if packet.is_keyframe:
                     keys.append(stamp)
-        _check_whole(path, container, counts, last)
+        _check_whole(
+            path, container, counts, last, _SLACK + (float(1 / stream.average_rate) if stream and stream.average_rate else 0)
+        )
         if stream is None or not stamps:
             return None, bool(container.streams.audio)
         if stream.width * stream.height > MAX_PIXELS:
@@ -144,7 +147,7 @@ def _frame_rate(stream: av.VideoStream, stamps: np.ndarray) -> float:
     return 1.0
 
 
-def _check_whole(path: Path, container: av.container.InputContainer, counts: dict[int, int], last: float) -> None:
+def _check_whole(path: Path, container: av.container.InputContainer, counts: dict[int, int], last: float, slack: float) -> None:
     for stream in container.streams:
         found = counts.get(stream.index, 0)
         if stream.type in ("video", "audio") and found < stream.frames:
@@ -152,5 +155,10 @@ def _check_whole(path: Path, container: av.container.InputContainer, counts: dic
                 f"{path}: is cut off ({stream.type}: {found} of the {stream.frames} packets that its header promises)"
             )
     stated = (container.duration or 0) / 1e6
-    if container.format.name in INDEXED and last + _SLACK < stated:
+    if container.format.name in INDEXED and last + slack < stated:
         raise VltError(f"{path}: is cut off (ends at {last:.2f} s; its header promises {stated:.2f} s)")
+    if container.format.name == "gif":
+        with path.open("rb") as file:
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b";":
+                raise VltError(f"{path}: is cut off (a GIF ends with its trailer byte)")

@@ -97,6 +97,7 @@ def _read_decord(path: Path, stream: media.VideoStream, indices: Sequence[int] |
     """None where decord's (older) ffmpeg counts other frames than ours: then its indices mean something else."""
     import decord
 
+    decord.logging.set_level(decord.logging.QUIET)
     try:
         video = decord.VideoReader(str(path.resolve()), width=size, height=size, num_threads=1)
         if len(video) != len(stream.stamps):

@@ -28,13 +28,14 @@ def load(
     """
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = dtype or (torch.float32 if device.type == "cpu" else torch.bfloat16)
-    model: Any
     if name == "box":
-        model = box.stand_in().to(device, dtype)
+        if options:
+            raise VltError(f"the model in the box takes no {', '.join(options)}: it is small; give device and dtype only")
+        model = box.stand_in()
     else:
         model = _from_pretrained(name, dtype, options)
-        if "device_map" not in options:
-            model = model.to(device)
+    if "device_map" not in options:
+        torch.nn.Module.to(model, device, dtype)
     model.eval().requires_grad_(False)
     if model.config.note:
         warnings.warn(f"{name}: {model.config.note}", stacklevel=2)
