@@ -15,3 +15,8 @@ def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
     known = list(known)
     close = difflib.get_close_matches(name, known, n=count, cutoff=0.4)
     return f"nearest: {', '.join(close)}" if close else f"known: {', '.join(known)}"
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what another library says, or its kind where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer
 
-from vlt.errors import VltError, nearest
+from vlt.errors import VltError, first_line, nearest
 from vlt.model import sizes as sizing
 from vlt.model.video_llama import VideoLlama
 
@@ -193,8 +193,9 @@ def _load(path: Path) -> Any:
                 raise
             return torch.load(path, map_location="cpu", weights_only=True)  # written before torch 1.6: no mmap
     except (RuntimeError, pickle.UnpicklingError, SafetensorError, EOFError, ValueError, OSError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise VltError(f"{path}: cannot be read as tensors only ({first}); is it whole, and a PyTorch checkpoint?") from error
+        raise VltError(
+            f"{path}: cannot be read as tensors only ({first_line(error)}); is it whole, and a PyTorch checkpoint?"
+        ) from error
 
 
 def _read(source: Source, path: Path) -> State:
@@ -271,7 +272,7 @@ def _llm_config(folder: Path) -> Any:
     try:
         return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
-        raise VltError(f"--llm {folder}: its config.json is not one that transformers reads ({error})") from error
+        raise VltError(f"--llm {folder}: its config.json is not one that transformers reads ({first_line(error)})") from error
 
 
 def _tokenizer(folder: Path) -> Any:

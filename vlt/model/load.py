@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoTokenizer
 
-from vlt.errors import VltError
+from vlt.errors import VltError, first_line
 from vlt.model import box
 from vlt.model.config import VideoLlamaConfig
 from vlt.model.video_llama import VideoLlama
@@ -59,8 +60,7 @@ def _check_folder(name: str | Path) -> None:
 
 
 def _cannot_open(name: str | Path, error: Exception) -> str:
-    first = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return f"model {str(name)!r} cannot be opened: {first}"
+    return f"model {str(name)!r} cannot be opened: {first_line(error)}"
 
 
 def _from_pretrained(name: str | Path, dtype: torch.dtype, options: dict[str, Any]) -> VideoLlama:
@@ -70,10 +70,16 @@ def _from_pretrained(name: str | Path, dtype: torch.dtype, options: dict[str, An
     model: Any
     try:
         model, info = VideoLlama.from_pretrained(
-            name, dtype=dtype, output_loading_info=True, use_safetensors=True, local_files_only=local, **options
+            name,
+            dtype=dtype,
+            output_loading_info=True,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,  # so that they are reported, below, by name
+            local_files_only=local,
+            **options,
         )
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, local_files_only=local)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise VltError(_cannot_open(name, error)) from error
     for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if keys := sorted(map(str, info[what])):

@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from vlt.errors import VltError, nearest
+from vlt.inputs import prompt as prompts
 from vlt.model.config import VideoLlamaConfig
 
 # What a tensor cannot tell: key -> published value.
@@ -74,6 +75,7 @@ def config_of(
     unused += [key for key in given if key in _TOLD and key not in told]
     _check_llm(read, llm)
     style = template or ("llama2" if llm.max_position_embeddings >= 4096 else "vicuna")
+    prompts.template(style)
     return VideoLlamaConfig(**parts, **counts, text_config=llm, template=style), unused
 
 

@@ -68,6 +68,12 @@ class VideoLlama(Answers, PreTrainedModel):
                 if hasattr(self, name):
                     init.normal_(getattr(self, name), std=self.config.initializer_range)
 
+    def save_pretrained(self, save_directory: Any, **options: Any) -> None:
+        """As in transformers; the tokenizer goes into the same folder, so that `vlt.load` finds it."""
+        super().save_pretrained(save_directory, **options)
+        if self.tokenizer is not None:
+            self.tokenizer.save_pretrained(save_directory)
+
     @property
     def branches(self) -> tuple[str, ...]:
         """What this model can take in: "video", and "audio" where it has ears."""

@@ -1,0 +1,145 @@
+"""Saving and opening: an exact round trip, and nothing silently missing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModel
+
+import vlt
+from vlt.errors import VltError
+from vlt.model.config import VideoLlamaConfig
+from vlt.model.video_llama import VideoLlama
+
+
+def same_weights(a: torch.nn.Module, b: torch.nn.Module) -> None:
+    left, right = a.state_dict(), b.state_dict()
+    assert left.keys() == right.keys()
+    for key in left:
+        assert torch.equal(left[key], right[key]), key
+
+
+@pytest.fixture(scope="module")
+def saved(boxed: VideoLlama, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("saved") / "box"
+    boxed.save_pretrained(folder)
+    return folder
+
+
+def test_round_trip(boxed: VideoLlama, saved: Path) -> None:
+    with pytest.warns(UserWarning, match="random weights, not trained"):
+        again = vlt.load(saved, device="cpu")
+    same_weights(boxed, again)
+    assert again.answer(None, "What?", max_new_tokens=5).ids == boxed.answer(None, "What?", max_new_tokens=5).ids
+    assert not any(p.requires_grad for p in again.parameters())
+    assert not again.training
+
+
+def test_configuration_round_trip(boxed: VideoLlama, saved: Path) -> None:
+    config = AutoConfig.from_pretrained(saved)
+    assert type(config) is VideoLlamaConfig
+    strip = lambda c: {k: v for k, v in c.to_dict().items() if k not in ("_name_or_path", "architectures", "dtype")}  # noqa: E731
+    ours, theirs = strip(boxed.config), strip(config)
+    assert json.dumps(ours, default=str, sort_keys=True) == json.dumps(theirs, default=str, sort_keys=True)
+
+
+def test_auto_model(boxed: VideoLlama, saved: Path) -> None:
+    model = AutoModel.from_pretrained(saved)
+    assert type(model) is VideoLlama
+    same_weights(boxed, model)
+
+
+def test_defaults_are_the_published_sizes() -> None:
+    config = VideoLlamaConfig(audio_qformer_config={}, imagebind_config={"audio": {}, "vision": {}, "text": {}})
+    with torch.device("meta"):
+        model = VideoLlama(config)
+    assert config.imagebind_config.audio.grid == (12, 19)
+    count = lambda *names: sum(p.numel() for n in names for p in model.get_submodule(n).parameters()) / 1e6  # noqa: E731
+    assert count("vision_model") == pytest.approx(985.95, abs=0.1)
+    assert count("image_qformer") == pytest.approx(105.14, abs=0.01)
+    assert count("video_qformer") == pytest.approx(18.91, abs=0.02)
+    assert count("audio_qformer") == pytest.approx(19.69, abs=0.02)
+    assert count("imagebind.audio") == pytest.approx(86.24, abs=0.5)
+    assert count("language_model") == pytest.approx(6738.4, abs=1)
+    keys = json.loads((Path(__file__).parents[1] / "reference" / "keys.json").read_text())
+    from vlt.model.checkpoints import SKIPPED, _our_name
+
+    expected = model.state_dict()
+    import re
+
+    for file, prefix in (("vl_branch_7b", ""), ("al_branch_7b", ""), ("imagebind_huge", "audio_encoder."), ("eva_vit_g_used", "visual_encoder."), ("blip2_pretrained_flant5xxl_used", "")):  # fmt: skip
+        for key, (shape, _) in keys[file].items():
+            full = prefix + key
+            if any(re.fullmatch(pattern, full) for pattern, _ in SKIPPED) or re.search(r"attn\.[qv]_bias", full):
+                continue
+            name = _our_name(full)
+            assert name in expected, full
+            assert list(expected[name].shape) == shape, full
+
+
+def test_every_part_attends_as_it_is_told(saved: Path) -> None:
+    """One switch reaches the ViT, the Q-Formers, ImageBind's trunks and the language model."""
+    model = AutoModel.from_pretrained(saved)
+    model.set_attn_implementation("eager")
+    modules = [m for m in model.modules() if "Attention" in type(m).__name__ and hasattr(m, "config")]
+    assert len({type(m) for m in modules}) == 4
+    assert {m.config._attn_implementation for m in modules} == {"eager"}
+
+
+def test_box_note_and_options() -> None:
+    with pytest.warns(UserWarning, match="its answers mean nothing"):
+        model = vlt.load()
+    assert model.config.note
+    with pytest.raises(VltError, match="takes no device_map"):
+        vlt.load(device_map="auto")
+
+
+@pytest.mark.parametrize("change", ["missing", "unexpected", "shape"])
+def test_weights_that_do_not_fit_are_refused(saved: Path, tmp_path: Path, change: str) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(saved, folder)
+    state = load_file(folder / "model.safetensors")
+    if change == "missing":
+        del state["video_projection.weight"]
+    elif change == "unexpected":
+        state["extra.weight"] = torch.zeros(2)
+    else:
+        state["video_projection.weight"] = torch.zeros(3, 4)
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(VltError, match="video_projection.weight|extra.weight|cannot be opened"):
+        vlt.load(folder)
+
+
+def test_no_model_there(tmp_path: Path) -> None:
+    with pytest.raises(VltError, match=r"holds no config\.json"):
+        vlt.load(tmp_path)
+
+
+def test_half_precision_keeps_its_type(saved: Path) -> None:
+    with pytest.warns(UserWarning):
+        model = vlt.load(saved, device="cpu", dtype=torch.bfloat16)
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    out = model.run({"frames": torch.randn(1, 2, 3, 64, 64)}, ["video_prefix"])
+    assert out["video_prefix"].dtype == torch.bfloat16
+    assert len(model.answer(None, "What?", max_new_tokens=3).ids) == 3
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+def test_on_a_gpu_as_on_a_cpu(boxed: VideoLlama, saved: Path) -> None:
+    with pytest.warns(UserWarning):
+        model = vlt.load(saved, device="cuda", dtype=torch.float32)
+    frames = torch.randn(2, 3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    ours = model.run({"frames": frames}, ["video_prefix"])["video_prefix"].cpu()
+    torch.testing.assert_close(ours, boxed.run({"frames": frames}, ["video_prefix"])["video_prefix"], atol=1e-3, rtol=0)
+
+
+def test_inconsistent_configurations_are_refused() -> None:
+    with pytest.raises(ValueError, match="go together"):
+        VideoLlamaConfig(audio_qformer_config={})
+    with pytest.raises(ValueError, match="the Video Q-Former looks at 768 numbers .* gives 96"):
+        VideoLlamaConfig(image_qformer_config={"hidden_size": 96, "num_attention_heads": 4})
