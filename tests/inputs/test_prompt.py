@@ -25,7 +25,7 @@ TALKS = {
 
 def talk(name: str) -> Text:
     style, kind, branches = TALKS[name]
-    sampled = prompts.frame_times([0, 30, 60, 90], 30) if branches == ("video",) else ""
+    sampled = prompts.frame_times([0, 30, 60, 90], 30.0) if branches == ("video",) else ""
     message = prompts.message(QUESTION, kind, branches, sampled)
     system = prompts.template(style).image_system if kind == "image" else ""
     return prompts.template(style).chat([(message, None)], system)

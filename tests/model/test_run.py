@@ -52,7 +52,7 @@ def test_any_stage_can_take_the_place_of_what_is_before_it(tiny, inputs, everyth
 @pytest.mark.parametrize("name", [n for n in stages.TENSOR_STAGES if n not in ("prefix_mask", "logits")])
 def test_every_stage_is_on_the_path(tiny, inputs, everything, name: str) -> None:
     given = {**inputs, "prompt": [PROMPT, PROMPT]}
-    for branch, chain in CHAIN.items():
+    for chain in CHAIN.values():
         if name in chain:
             del given[chain[0]]
     if name == "prefix":
@@ -88,7 +88,7 @@ def test_what_comes_before_a_given_stage_is_never_touched(tiny, inputs, everythi
         given = {name: everything[name], other: inputs[other], "prompt": [PROMPT, PROMPT]}
     assert torch.equal(broken.run(given, ["logits"])["logits"], everything["logits"])
     if PARTS[name]:
-        with pytest.raises(Exception, match="meta|device"):
+        with pytest.raises(Exception, match=r"meta|device"):
             broken.run({**inputs, "prompt": [PROMPT, PROMPT]}, ["logits"])
 
 
@@ -105,7 +105,7 @@ def test_on_stage_sees_each_stage_once_in_order(tiny, inputs) -> None:
         ["video_prefix", "audio_features"],
         on_stage=lambda name, value, seconds: seen.append((name, value.shape, seconds)),
     )
-    assert [name for name, _, _ in seen] == CHAIN["video"][1:] + ["audio_features"]
+    assert [name for name, _, _ in seen] == [*CHAIN["video"][1:], "audio_features"]
     assert all(seconds > 0 for _, _, seconds in seen)
 
 
@@ -189,7 +189,8 @@ def test_every_stage_checks_every_axis(tiny, everything) -> None:
         for axis, label in enumerate(stages.stage(name).axes):
             if (name, label) not in stages.axis_sizes(tiny.config):
                 continue
-            wrong = torch.cat([value] * 40, dim=axis) if label in ("frame", "segment", "frame x image query") else torch.cat([value, value.narrow(axis, 0, 1)], dim=axis)  # fmt: skip
+            longer = [value] * 40 if label in ("frame", "segment", "frame x image query") else [value, value.narrow(axis, 0, 1)]
+            wrong = torch.cat(longer, dim=axis)
             with pytest.raises(VltError, match=f"stage '{name}' was given with shape"):
                 stages.check(name, wrong, tiny.config)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from vlt.errors import VltError, nearest
 
@@ -110,6 +110,7 @@ def message(question: str, kind: str, branches: Sequence[str], sampled: str = ""
     return (question,)
 
 
+@runtime_checkable
 class Tokenizer(Protocol):
     """What is asked of a Hugging Face tokenizer."""
 

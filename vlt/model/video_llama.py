@@ -68,9 +68,9 @@ class VideoLlama(Answers, PreTrainedModel):
                 if hasattr(self, name):
                     init.normal_(getattr(self, name), std=self.config.initializer_range)
 
-    def save_pretrained(self, save_directory: Any, **options: Any) -> None:
+    def save_pretrained(self, save_directory: Any, *args: Any, **options: Any) -> None:
         """As in transformers; the tokenizer goes into the same folder, so that `vlt.load` finds it."""
-        super().save_pretrained(save_directory, **options)
+        super().save_pretrained(save_directory, *args, **options)
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(save_directory)
 
@@ -231,8 +231,8 @@ class VideoLlama(Answers, PreTrainedModel):
     def _prefix(
         self,
         prompt: list[Prompt],
-        video_prefix: Float[Tensor, "clip query d"] | None = None,
-        audio_prefix: Float[Tensor, "clip query d"] | None = None,
+        video_prefix: Float[Tensor, "clip video_query d"] | None = None,
+        audio_prefix: Float[Tensor, "clip audio_query d"] | None = None,
     ) -> Float[Tensor, "clip token d"]:
         soft: dict[str, Any] = {"video": video_prefix, "audio": audio_prefix}
         rows = [

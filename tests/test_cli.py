@@ -1,0 +1,149 @@
+"""The command line as people use it: `vlt ...` in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import CHECKPOINTS, REFERENCE
+from vlt.model import stages
+
+CLIP = Path(__file__).parents[1] / "data" / "clips" / "shapes.mp4"
+
+
+def vlt(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "vlt.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, cwd=cwd)
+
+
+def refused(done: subprocess.CompletedProcess[str], message: str) -> None:
+    """One clear line on standard error, nothing else, exit code 2."""
+    assert done.returncode == 2, done.stderr
+    assert done.stdout == ""
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert message in done.stderr, done.stderr
+
+
+def test_probe(tmp_path: Path) -> None:
+    done = vlt("probe", CLIP, "--ask", "What do you hear?", "--json", tmp_path / "run.json", "--max-new-tokens", 6)
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "run.json").read_text())
+    assert result["clip"]["kind"] == "video"
+    assert result["clip"]["sound"]["state"] == "there"
+    assert [row["name"] for row in result["stages"]] == list(stages.TENSOR_STAGES)
+    for row in result["stages"]:
+        assert row["axes"] == list(stages.STAGES[row["name"]].axes)
+        assert len(row["shape"]) == len(row["axes"])
+        assert row["ms"] >= 0
+        assert f"{row['name']} " in done.stdout
+    assert result["stages"][0]["shape"] == [1, 8, 3, 64, 64]
+    assert len(result["tokens"]) == 6
+    assert result["note"] in done.stdout
+    assert [p.name for p in tmp_path.iterdir()] == ["run.json"]
+
+
+def test_probe_is_repeatable(tmp_path: Path) -> None:
+    results = []
+    for name in ("a", "b"):
+        vlt("probe", CLIP, "--ask", "What?", "--json", tmp_path / name, "--max-new-tokens", 4, "--sample", "--seed", 3)
+        results.append(json.loads((tmp_path / name).read_text()))
+    assert results[0]["tokens"] == results[1]["tokens"]
+
+
+def test_probe_with_one_branch(tmp_path: Path) -> None:
+    vlt("probe", CLIP, "--branch", "audio", "--json", tmp_path / "run.json", "--max-new-tokens", 1)
+    names = [row["name"] for row in json.loads((tmp_path / "run.json").read_text())["stages"]]
+    assert "frames" not in names
+    assert "spectrograms" in names
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "first"),
+    [
+        ("silent.mp4", {"sound": None}, "frames"),
+        ("one.mp4", {"sound": None, "frames": 1}, "frames"),
+        ("pixel.mp4", {"sound": None, "size": (1, 1), "pixels": "yuv444p"}, "frames"),
+        ("odd.mp4", {"size": (97, 61), "pixels": "yuv444p"}, "frames"),
+        ("varied.mp4", {"sound": None, "frames": 4, "stamps": [0, 1, 9, 10]}, "frames"),
+        ("tenth.wav", {"size": None, "sound": "pcm_s16le", "seconds": 0.1}, "spectrograms"),
+    ],
+)
+def test_unusual_clips_are_answered(media, tmp_path: Path, kind: str, options: dict, first: str) -> None:
+    done = vlt("probe", media(kind, **options), "--json", tmp_path / "run.json", "--max-new-tokens", 2)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "run.json").read_text())["stages"][0]["name"] == first
+
+
+def bad_files(folder: Path, media) -> dict[str, tuple[Path, str]]:
+    whole = media("a.mp4").read_bytes()
+    (folder / "empty.mp4").write_bytes(b"")
+    (folder / "text.mp4").write_text("words\n" * 50)
+    (folder / "cut.mp4").write_bytes(whole[: len(whole) // 2])
+    (folder / "new\nline.mp4").write_text("x")
+    return {
+        "none": (folder / "none.mp4", "no such file"),
+        "directory": (folder, "is a directory"),
+        "empty": (folder / "empty.mp4", "is empty"),
+        "text": (folder / "text.mp4", "cannot be read"),
+        "cut": (folder / "cut.mp4", "cannot be read"),
+        "name": (folder / "new\nline.mp4", "cannot be read"),
+    }
+
+
+@pytest.mark.parametrize("name", ["none", "directory", "empty", "text", "cut", "name"])
+def test_bad_clips(media, tmp_path: Path, name: str) -> None:
+    path, message = bad_files(tmp_path, media)[name]
+    before = sorted(p.name for p in tmp_path.iterdir())
+    refused(vlt("probe", path, "--json", tmp_path / "run.json"), message)
+    assert sorted(p.name for p in tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--model", "nowhere/at/all"], "cannot be opened"),
+        (["--branch", "vidio"], "no branch 'vidio'; nearest: video"),
+        (["--coverage", "hole"], "no coverage 'hole'; nearest: whole"),
+        (["--n-frames", "40"], "40 frames were asked for"),
+        (["--json", "missing/folder/run.json"], "give a file in a folder that exists"),
+    ],
+)
+def test_bad_options(options: list[str], message: str, tmp_path: Path) -> None:
+    refused(vlt("probe", CLIP, *options, cwd=tmp_path), message)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_stages() -> None:
+    done = vlt("stages")
+    assert done.returncode == 0
+    for stage in stages.STAGES.values():
+        assert stage.name in done.stdout
+        assert stage.about.split()[0] in done.stdout
+    rows = json.loads(vlt("stages", "--json").stdout)
+    assert [row["name"] for row in rows] == list(stages.STAGES)
+    assert next(row for row in rows if row["name"] == "patches")["sizes"] == "clip, frame 1 to 32, patch 65, vision width 96"
+
+
+def test_convert_and_probe(llm_folder: Path, tmp_path: Path, media) -> None:
+    files = [f"--{option}={REFERENCE / 'checkpoints' / name}" for option, name in CHECKPOINTS.items()]
+    done = vlt("convert", *files, "--llm", llm_folder, "--sizes", REFERENCE / "config.json", tmp_path / "model")
+    assert done.returncode == 0, done.stderr
+    assert "--vision overrides 2 tensors of --minigpt4" in done.stdout
+    assert "BLIP-2's projection to T5" in done.stdout
+    answer = vlt("probe", media("a.mp4"), "--model", tmp_path / "model", "--max-new-tokens", 3)
+    assert answer.returncode == 0, answer.stderr
+    shown = json.loads(vlt("stages", "--json", "--model", tmp_path / "model").stdout)
+    assert next(row for row in shown if row["name"] == "patches")["sizes"].endswith("vision width 40")
+
+
+def test_convert_refuses(llm_folder: Path, tmp_path: Path) -> None:
+    folder = REFERENCE / "checkpoints"
+    swapped = {**CHECKPOINTS, "vision": CHECKPOINTS["audio"]}
+    files = [f"--{option}={folder / name}" for option, name in swapped.items()]
+    done = vlt("convert", *files, "--llm", llm_folder, "--sizes", REFERENCE / "config.json", tmp_path / "model")
+    refused(done, "give it as --audio")
+    assert list(tmp_path.iterdir()) == []

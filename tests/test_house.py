@@ -1,0 +1,110 @@
+"""What the README and the project's files say is true of the project."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+
+import yaml
+
+from vlt.model import stages
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+def tracked() -> set[str]:
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    return {name for name in listed.stdout.splitlines() if (ROOT / name).exists()}
+
+
+def tree() -> dict[str, str]:
+    """The README's tree: path -> purpose."""
+    block = re.search(r"```text\nvlt/\n(.*?)```", README, re.DOTALL)
+    assert block, "the README has no tree"
+    paths: dict[str, str] = {}
+    parents = ["vlt/"]
+    for line in ("vlt/\n" + block[1]).splitlines():
+        match = re.match(r"^( *)(\S+)(?: {2,}(.*))?$", line)
+        assert match, line
+        depth = len(match[1]) // 4
+        parents = [*parents[:depth], match[2]]
+        paths["".join(parents)] = match[3] or ""
+    return paths
+
+
+def test_tree_names_every_file_of_the_package() -> None:
+    listed = {path for path in tree() if path.startswith("vlt/") and not path.endswith("/")}
+    real = {name for name in tracked() if name.startswith("vlt/") and not name.endswith("__init__.py")} | {"vlt/__init__.py"}
+    assert listed == real
+
+
+def test_tree_gives_every_file_a_purpose_and_names_no_other() -> None:
+    names = tracked()
+    for path, purpose in tree().items():
+        assert purpose or path == "vlt/", path
+        assert path in names or any(name.startswith(path) for name in names), path
+
+
+def test_top_level() -> None:
+    top = {name.split("/")[0] for name in tracked() if not name.startswith(".")}
+    assert {"vlt", "data", "tests", "environment.yml", "README.md", "pyproject.toml", "benchmarks", "LICENSE"} <= top
+    described = {path.rstrip("/").split("/")[0] for path in tree()}
+    assert {name for name in top if (ROOT / name).is_dir()} <= described
+
+
+def test_first_lines_of_the_readme() -> None:
+    first = "\n".join(README.splitlines()[:25])
+    assert "make demo" in first
+    assert "make test" in first
+    assert "┴► prefix ─► logits ─► answer" in first
+
+
+def test_stage_table_of_the_readme() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| (.*?) \| (.*?) \|$", README, re.MULTILINE)
+    assert rows == [(s.name, s.about, ", ".join(s.axes)) for s in stages.STAGES.values() if s.axes]
+
+
+def test_environment_follows_pyproject() -> None:
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    assert environment["name"] == PYPROJECT["project"]["name"]
+    conda = [d for d in environment["dependencies"] if isinstance(d, str)]
+    pip = next(d["pip"] for d in environment["dependencies"] if isinstance(d, dict))
+    assert f"python{PYPROJECT['project']['requires-python']}" in conda
+    assert pip == ["-c constraints.txt", "-e .[dev]"]  # so the one list stays pyproject's
+    assert set(conda) == {f"python{PYPROJECT['project']['requires-python']}", "pip"}
+
+
+def test_the_asked_for_packages_are_there() -> None:
+    names = {re.split(r"[\s>=<;\[]", d)[0] for d in PYPROJECT["project"]["dependencies"]}
+    assert {"jupyterlab", "torch", "transformers", "matplotlib", "ipywidgets", "librosa", "decord", "captum"} <= names
+
+
+def test_constraints_pin_what_is_installed() -> None:
+    from importlib.metadata import version
+
+    for line in (ROOT / "constraints.txt").read_text().splitlines():
+        if line and not line.startswith("#"):
+            name, pinned = line.split("==")
+            assert version(name).split("+")[0] == pinned
+
+
+def test_small_files_and_functions() -> None:
+    import ast
+
+    for name in tracked():
+        if name.startswith("vlt/") and name.endswith(".py"):
+            text = (ROOT / name).read_text()
+            assert text.count("\n") <= 400, name
+            for node in ast.walk(ast.parse(text)):
+                if isinstance(node, ast.FunctionDef):
+                    assert node.end_lineno - node.lineno < 60, f"{name}: {node.name}"
+
+
+def test_ci_runs_the_readmes_test_command() -> None:
+    assert "make test" in (ROOT / ".ci" / "run").read_text()
