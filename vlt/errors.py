@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
 
 
 class VltError(ValueError):
@@ -20,3 +23,14 @@ def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
 def first_line(error: BaseException) -> str:
     """The first line of what another library says, or its kind where it says nothing."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file that holds an object; anything else is a `VltError` that names the file."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise VltError(f"{path}: cannot be read as JSON ({first_line(error)})") from error
+    if not isinstance(content, dict):
+        raise VltError(f"{path}: holds a {type(content).__name__}; expected a JSON object")
+    return content

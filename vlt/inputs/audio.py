@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
@@ -23,6 +23,7 @@ from vlt.inputs import media
 
 # Constants of the original (ImageBind's data.py, called by conversation_video.py).
 SAMPLE_RATE = 16_000  # Hz
+MAX_RATE = 768_000  # Hz, of a file: no recording has more, and the resampler's memory grows with it
 N_SEGMENTS = 8
 SEGMENT_SECONDS = 2
 N_MELS = 128
@@ -42,7 +43,7 @@ class Sound:
     """What a file's sound is.
 
     state: "there", "absent" (no sound stream) or "unreadable" (`problem` says why).
-    rate: samples per second; start: when it begins on the clip's clock, in seconds.
+    rate: samples per second; start: when it begins, in seconds after the first frame.
     """
 
     state: str
@@ -64,9 +65,10 @@ def scan_sound(path: Path) -> Sound:
         with media.open_media(path) as container:
             if not container.streams.audio:
                 return Sound("absent")
-            stream = container.streams.audio[0]
             rate, channels, count, start = 0, 0, 0, None
-            for frame in container.decode(stream):
+            for frame in _decoded(container):
+                if frame.sample_rate > MAX_RATE:
+                    return Sound("unreadable", f"{frame.sample_rate} samples per second; at most {MAX_RATE} are read")
                 if rate and (frame.sample_rate, frame.layout.nb_channels) != (rate, channels):
                     return Sound("unreadable", f"its sample rate or channels change after {count / rate:.2f} s")
                 rate, channels = frame.sample_rate, frame.layout.nb_channels
@@ -80,6 +82,17 @@ def scan_sound(path: Path) -> Sound:
     return Sound("there", "", rate, channels, count, start or 0.0)
 
 
+def _decoded(container: av.container.InputContainer) -> Iterator[av.AudioFrame]:
+    """The frames of the first sound stream. An mp3 may hold scraps that are no sound (tags, mostly): players pass over
+    them, and so do we; in other containers a packet that cannot be decoded is damage, and an error."""
+    for packet in container.demux(container.streams.audio[0]):
+        try:
+            yield from packet.decode()
+        except av.error.InvalidDataError:
+            if container.format.name != "mp3":
+                raise
+
+
 def segment_bounds(
     seconds: float, n_segments: int = N_SEGMENTS, coverage: str = "original", length: float = SEGMENT_SECONDS
 ) -> list[tuple[Fraction, Fraction]]:
@@ -89,13 +102,17 @@ def segment_bounds(
     heard. "whole": the first starts at 0 and the last ends at the end. Segments overlap in short sounds; a sound
     shorter than a segment gives the same one n times.
     """
-    if coverage not in COVERAGES:
-        raise VltError(f"no coverage {coverage!r}; {nearest(coverage, COVERAGES)}")
+    check_coverage(coverage)
     if n_segments < 1:
         raise VltError(f"{n_segments} segments were asked for; at least 1")
     span = max(Fraction(seconds) - Fraction(length), Fraction(0))
     parts = n_segments if coverage == "original" else max(n_segments - 1, 1)
     return [(span * i / parts, span * i / parts + Fraction(length)) for i in range(n_segments)]
+
+
+def check_coverage(coverage: str) -> None:
+    if coverage not in COVERAGES:
+        raise VltError(f"no coverage {coverage!r}; {nearest(coverage, COVERAGES)}")
 
 
 def spectrograms_of_waveform(
@@ -126,7 +143,7 @@ def read_spans(path: Path, spans: Sequence[tuple[int, int]]) -> list[Float[Tenso
     with media.open_media(path) as container:
         convert = av.AudioResampler(format="fltp")
         at, stop = 0, max(last for _, last in spans)
-        for frame in container.decode(container.streams.audio[0]):
+        for frame in _decoded(container):
             for part in convert.resample(frame):
                 block = part.to_ndarray()
                 for kept, (first, last) in zip(pieces, spans, strict=True):
@@ -229,10 +246,11 @@ def resample(
     width = math.ceil(_ZEROS * source / base)
     padded = torch.nn.functional.pad(wave, (width, width + 1))
     blocks = []
-    for start in range(first, last, SAMPLE_RATE):  # a second at a time: memory stays small
-        out = torch.arange(start, min(start + SAMPLE_RATE, last), dtype=torch.int64)
+    taps = torch.arange(-width, width + 2)
+    step = max(1_000_000 // len(taps), 1)  # so many at a time: memory stays small
+    for start in range(first, last, step):
+        out = torch.arange(start, min(start + step, last), dtype=torch.int64)
         centre = torch.div(out * source, target, rounding_mode="floor")
-        taps = torch.arange(-width, width + 2)
         # time between each tap and the output sample, in zero crossings of the sinc; exact integers until divided
         t = (taps * target - ((out * source) % target)[:, None]).double() * (base / (source * target))
         t = t.clamp(-_ZEROS, _ZEROS)

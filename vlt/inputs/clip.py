@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from fractions import Fraction
 from functools import cached_property
@@ -18,8 +19,9 @@ from vlt.inputs import audio, media, video
 class Clip:
     """A video, a still or a sound, opened by what it contains and not by its name.
 
-    Opening reads the file's packets and decodes none of its frames; frames and spectrograms are decoded when they are
-    asked for, and only those asked for are kept in memory.
+    Opening reads the file's packets and decodes at most one frame; frames and spectrograms are decoded when they are
+    asked for, and only those asked for are kept in memory. The sound is decoded once, and not kept, when `sound` is
+    first read.
 
     path: the file. kind: "video", "image" (a clip of one frame) or "sound".
     size: (width, height) in pixels, or None. fps: average frames per second, or None.
@@ -57,7 +59,8 @@ class Clip:
 
     @cached_property
     def sound(self) -> audio.Sound:
-        return audio.scan_sound(self.path) if self._has_sound else audio.Sound("absent")
+        found = audio.scan_sound(self.path) if self._has_sound else audio.Sound("absent")
+        return found if self._stream is None else dataclasses.replace(found, start=found.start - self._stream.start)
 
     @property
     def duration(self) -> float:
@@ -119,7 +122,7 @@ class Clip:
         if self.sound.problem:
             sound["problem"] = self.sound.problem
         return {
-            "path": str(self.path),
+            "path": os.fsencode(self.path).decode("utf-8", "replace"),
             "kind": self.kind,
             "seconds": round(self.duration, 3),
             "frames": self.n_frames,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
@@ -42,18 +43,26 @@ class VideoStream:
     times: start of every frame in seconds, in the order shown [frame] float64.
     stamps: the same in units of `time_base`, as the decoder reports them [frame] int64.
     keys: stamps of the frames at which decoding can start [key frame] int64.
-    fps: average frame rate in frames per second.
+    fps: average frame rate in frames per second. width, height: in pixels, as shown, that is after turning.
+    turned: degrees, of 0, 90, 180, 270, by which pictures are to be turned anti-clockwise to be upright.
+    open_groups: frames that are shown before a key frame come after it in the file.
     """
 
     index: int
     format: str
     width: int
     height: int
+    turned: int
     fps: float
     time_base: Fraction
     stamps: np.ndarray
     keys: np.ndarray
-    end: float
+    open_groups: bool
+
+    @property
+    def start(self) -> float:
+        """When the first frame is shown, in seconds on the file's own clock."""
+        return float(self.stamps[0] * self.time_base)
 
     @property
     def times(self) -> np.ndarray:
@@ -64,23 +73,30 @@ class VideoStream:
 def open_media(path: Path) -> Iterator[av.container.InputContainer]:
     """A media file, opened for reading; whatever the decoder dislikes becomes a `VltError` that names the file."""
     try:
-        with av.open(str(path), options=dict(_OPTIONS)) as container:
+        # the whole path: ffmpeg would take "10:30.mp4" for an address
+        with av.open(str(path.resolve()), options=dict(_OPTIONS), metadata_errors="replace") as container:
             yield container
-    except (av.error.FFmpegError, UnicodeDecodeError) as error:
+    except (av.error.FFmpegError, UnicodeError) as error:
         detail = getattr(error, "strerror", None) or str(error)
         raise VltError(f"{path}: cannot be read as {KINDS} ({detail}); is it whole, and is it what its name says?") from error
 
 
 def check_file(path: Path) -> None:
     """Raises `VltError` where `path` is not a file with something in it."""
-    if path.is_dir():
+    try:
+        status = path.stat()
+    except FileNotFoundError as error:
+        raise VltError(f"{path}: no such file") from error
+    except OSError as error:
+        raise VltError(f"{path}: cannot be opened ({error.strerror})") from error
+    if stat.S_ISDIR(status.st_mode):
         raise VltError(f"{path}: is a directory; give one file ({KINDS})")
-    if not path.exists():
-        raise VltError(f"{path}: no such file")
-    if not path.is_file():
+    if not stat.S_ISREG(status.st_mode):
         raise VltError(f"{path}: is not a regular file; give one file ({KINDS})")
-    if path.stat().st_size == 0:
+    if status.st_size == 0:
         raise VltError(f"{path}: is empty (0 bytes)")
+    if not os.access(path, os.R_OK):
+        raise VltError(f"{path}: may not be read by this user")
 
 
 def is_picture(path: Path) -> bool:
@@ -93,15 +109,16 @@ def is_picture(path: Path) -> bool:
 def scan(path: Path) -> tuple[VideoStream | None, bool]:
     """The file's first moving-picture stream, if any, and whether it has a sound stream.
 
-    Reads every packet and decodes none: the headers of some files state no frame count, and a header that states one
-    does not prove that the file is whole. A file that ends early is refused.
+    Reads every packet: the headers of some files state no frame count, and a header that states one does not prove
+    that the file is whole. A file that ends early is refused (an mp3 cannot tell). Decodes one frame, to see how the
+    pictures are turned.
     """
     with open_media(path) as container:
         stream = next((s for s in container.streams.video if not _is_cover(s)), None)
         stamps: list[int] = []
         keys: list[int] = []
         counts: dict[int, int] = {}
-        last = 0.0
+        last, open_groups = 0.0, False
         for packet in container.demux():
             stamp = packet.pts if packet.pts is not None else packet.dts
             if packet.size == 0 or stamp is None:
@@ -111,6 +128,7 @@ def scan(path: Path) -> tuple[VideoStream | None, bool]:
             counts[packet.stream.index] = counts.get(packet.stream.index, 0) + 1
             last = max(last, float((stamp + (packet.duration or 0)) * packet.time_base))
             if stream is not None and packet.stream.index == stream.index and not packet.is_discard:
+                open_groups |= bool(keys) and stamp < keys[-1]
                 stamps.append(stamp)
                 if packet.is_keyframe:
                     keys.append(stamp)
@@ -122,17 +140,27 @@ def scan(path: Path) -> tuple[VideoStream | None, bool]:
         if stream.width * stream.height > MAX_PIXELS:
             raise VltError(f"{path}: frames of {stream.width} x {stream.height} pixels; at most {MAX_PIXELS} pixels are read")
         order = np.array(sorted(stamps), dtype=np.int64)
+        turned = _turned(path, stream.index)
+        size = (stream.width, stream.height)[:: -1 if turned in (90, 270) else 1]
         return VideoStream(
             index=stream.index,
             format=container.format.name,
-            width=stream.width,
-            height=stream.height,
+            width=size[0],
+            height=size[1],
+            turned=turned,
             fps=_frame_rate(stream, order),
             time_base=stream.time_base or Fraction(1),
             stamps=order,
             keys=np.array(sorted(keys), dtype=np.int64),
-            end=last,
+            open_groups=open_groups,
         ), bool(container.streams.audio)
+
+
+def _turned(path: Path, index: int) -> int:
+    """How far a telephone was turned: it is written beside the pictures, and decord obeys it."""
+    with open_media(path) as container:
+        frame = next(container.decode(container.streams[index]), None)
+        return 0 if not isinstance(frame, av.VideoFrame) else round(frame.rotation / 90) % 4 * 90
 
 
 def _is_cover(stream: av.VideoStream) -> bool:
@@ -159,6 +187,6 @@ def _check_whole(path: Path, container: av.container.InputContainer, counts: dic
         raise VltError(f"{path}: is cut off (ends at {last:.2f} s; its header promises {stated:.2f} s)")
     if container.format.name == "gif":
         with path.open("rb") as file:
-            file.seek(-1, os.SEEK_END)
-            if file.read(1) != b";":
+            file.seek(-min(16, path.stat().st_size), os.SEEK_END)
+            if b";" not in file.read():  # some writers pad the end
                 raise VltError(f"{path}: is cut off (a GIF ends with its trailer byte)")

@@ -130,13 +130,28 @@ class Prompt:
     parts: tuple[tuple[int, ...] | str, ...]
     labels: tuple[tuple[int, ...], ...] | None = None
 
+    def __post_init__(self) -> None:
+        texts = [part for part in self.parts if not isinstance(part, str)]
+        if not any(texts) and not self.branches:
+            raise VltError("a prompt must hold at least one token")
+        for part in self.branches:
+            if part not in ("video", "audio"):
+                raise VltError(f"a prompt has places for 'video' and 'audio', not for {part!r}")
+        if any(not isinstance(i, int) or i < 0 for text in texts for i in text):
+            raise VltError("a prompt's token ids are whole numbers from 0 on")
+        if self.labels is not None and [len(t) for t in texts] != [len(t) for t in self.labels]:
+            lengths = f"{[len(t) for t in self.labels]}; expected {[len(t) for t in texts]}"
+            raise VltError(f"a prompt's labels, one for each id of each run of ids, have lengths {lengths}")
+
     @property
     def branches(self) -> tuple[str, ...]:
         return tuple(part for part in self.parts if isinstance(part, str))
 
     def followed_by(self, ids: Sequence[int]) -> Prompt:
-        """The same prompt with these ids behind it, as when an answer is fed back."""
-        return Prompt((*self.parts, tuple(int(i) for i in ids)))
+        """The same prompt with these ids behind it, as when an answer is fed back; they are not to be learnt."""
+        added = tuple(int(i) for i in ids)
+        labels = None if self.labels is None else (*self.labels, (-100,) * len(added))
+        return Prompt((*self.parts, added), labels)
 
 
 def tokenise(text: Text, tokenizer: Tokenizer) -> Prompt:

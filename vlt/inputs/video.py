@@ -61,10 +61,17 @@ def read_picture(path: Path, size: int) -> UInt8[np.ndarray, "1 size size 3"]:
         with Image.open(path, formats=("PNG", "JPEG")) as image:
             if image.width * image.height > media.MAX_PIXELS:
                 raise VltError(f"{path}: {image.width} x {image.height} pixels; at most {media.MAX_PIXELS} are read")
-            resized = image.convert("RGB").resize((size, size), Image.Resampling.BICUBIC)
+            resized = _eight_bit(image).convert("RGB").resize((size, size), Image.Resampling.BICUBIC)
             return np.asarray(resized)[None].copy()
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise VltError(f"{path}: cannot be read as a PNG or JPEG picture ({error}); is it whole?") from error
+
+
+def _eight_bit(image: Image.Image) -> Image.Image:
+    """Grey of 16 bits, which PIL would clip to white, as grey of 8."""
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return image
 
 
 def picture_size(path: Path) -> tuple[int, int]:
@@ -87,8 +94,10 @@ def read_frames(
     if len(indices) == 0 or min(indices) < 0 or max(indices) >= len(stream.stamps):
         raise VltError(f"{path}: frames {list(indices)} were asked for; it has frames 0..{len(stream.stamps) - 1}")
     if reader is None:
-        known = stream.format in media.INDEXED and importlib.util.find_spec("decord") is not None
-        reader = "decord" if known else "pyav"
+        known = stream.format in media.INDEXED and not stream.open_groups
+        reader = "decord" if known and importlib.util.find_spec("decord") is not None else "pyav"
+    elif reader == "decord" and stream.open_groups:
+        raise VltError(f"{path}: has open groups of pictures, of which decord gives other frames than asked for; use 'pyav'")
     frames = _read_decord(path, stream, indices, size) if reader == "decord" else None
     return _read_pyav(path, stream, indices, size) if frames is None else frames
 
@@ -111,7 +120,7 @@ def _read_pyav(path: Path, stream: media.VideoStream, indices: Sequence[int] | n
     wanted = stream.stamps[np.asarray(indices)]
     found: dict[int, np.ndarray] = {}
     with media.open_media(path) as container:
-        resize = _Resize(size)
+        resize = _Resize(size, stream.turned)
         for stamp, frame in _decode(container, stream, sorted(set(wanted.tolist()))):
             found[stamp] = resize(frame)
     if missing := [int(i) for i, stamp in zip(indices, wanted, strict=True) if stamp not in found]:
@@ -143,8 +152,9 @@ def _decode(
 class _Resize:
     """swscale's bilinear filter inside a filter graph: the same bytes as decord's own resize (max difference 0)."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, turned: int) -> None:
         self.size = size
+        self.turned = turned
         self.graph: av.filter.Graph | None = None
         self.shape: tuple[int, int, str] | None = None
 
@@ -157,8 +167,10 @@ class _Resize:
 
     def _build(self, frame: av.VideoFrame) -> av.filter.Graph:
         graph = av.filter.Graph()
+        turns = {0: [], 90: ["cclock"], 180: ["clock", "clock"], 270: ["clock"]}[self.turned]
         nodes = [
             graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base),
+            *(graph.add("transpose", turn) for turn in turns),
             graph.add("scale", f"w={self.size}:h={self.size}:flags=bilinear"),
             graph.add("format", "pix_fmts=rgb24"),
             graph.add("buffersink"),

@@ -62,11 +62,11 @@ def config() -> VideoLlamaConfig:
     )
 
 
-def stand_in() -> VideoLlama:
+def stand_in(dtype: torch.dtype = torch.float32) -> VideoLlama:
     """The box's architecture with random weights from a fixed seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
-        model = VideoLlama(config())
+        model = VideoLlama._from_config(config(), dtype=dtype)
     model.config.note = NOTE
     model.tokenizer = byte_tokenizer()
     return model

@@ -7,11 +7,9 @@ files overriding earlier ones in the original's loading order; then one table of
 from __future__ import annotations
 
 import dataclasses
-import json
-import pickle
+import os
 import re
 import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,12 +17,11 @@ from typing import Any
 
 import torch
 from huggingface_hub import save_torch_state_dict
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer
 
-from vlt.errors import VltError, first_line, nearest
+from vlt.errors import VltError, first_line, nearest, read_json
 from vlt.model import sizes as sizing
 from vlt.model.video_llama import VideoLlama
 
@@ -137,7 +134,21 @@ def convert(
 
     Raises `VltError` naming the file or key. Nothing in a file is executed: only tensors are read (`weights_only`).
     """
-    out, paths = Path(out), _checked(files)
+    paths = _checked(files)
+    try:
+        return _convert(paths, Path(llm), Path(out).resolve(), sizes or {}, template, on_step)
+    except OSError as error:
+        raise VltError(f"{out}: cannot be written ({error.strerror or error})") from error
+
+
+def _convert(
+    paths: Mapping[str, Path],
+    llm: Path,
+    out: Path,
+    sizes: Mapping[str, Any],
+    template: str | None,
+    on_step: Callable[[str], None],
+) -> Report:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise VltError(f"{out}: exists and is not an empty folder; nothing was written")
     report = Report()
@@ -149,10 +160,10 @@ def convert(
             for key, tensor in _read(source, path).items():
                 _put(state, origin, report, source.prefix + key, tensor, source.option)
     on_step("the language model")
-    for key, tensor in _read_llm(Path(llm)).items():
+    for key, tensor in _read_llm(llm).items():
         _put(state, origin, report, f"llama_model.{key}", tensor, "llm")
-    tokenizer = _tokenizer(Path(llm))
-    config, report.unused_sizes = sizing.config_of(state, _llm_config(Path(llm)), sizes or {}, template)
+    tokenizer = _tokenizer(llm)
+    config, report.unused_sizes = sizing.config_of(state, _llm_config(llm), sizes, _template(template, tokenizer))
     report.template = config.template
     on_step("fitting the parts together")
     ours = _renamed(state, origin, config, report)
@@ -192,7 +203,7 @@ def _load(path: Path) -> Any:
             if "mmap" not in str(error):
                 raise
             return torch.load(path, map_location="cpu", weights_only=True)  # written before torch 1.6: no mmap
-    except (RuntimeError, pickle.UnpicklingError, SafetensorError, EOFError, ValueError, OSError) as error:
+    except Exception as error:  # a damaged pickle can raise anything
         raise VltError(
             f"{path}: cannot be read as tensors only ({first_line(error)}); is it whole, and a PyTorch checkpoint?"
         ) from error
@@ -203,8 +214,7 @@ def _read(source: Source, path: Path) -> State:
     content = _load(path)
     if isinstance(content, dict) and isinstance(content.get("model"), dict):
         content = content["model"]  # beside it: optimizer, config, scaler, epoch
-    if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
-        raise VltError(f"--{source.option} {path}: holds no plain table of tensors; expected {source.what}")
+    content = _tensors(content, path)
     found = _recognised(content)
     if found is None:
         keys = ", ".join(list(content)[:3])
@@ -239,40 +249,57 @@ def _read_llm(folder: Path) -> State:
         ("pytorch_model.bin", "pytorch_model.bin.index.json"),
     ):
         if (folder / index).is_file():
-            names = sorted(set(_json(folder / index).get("weight_map", {}).values()))
-        elif (folder / single).is_file():
-            names = [single]
-        else:
-            continue
-        state: State = {}
-        for name in names:
-            if Path(name).name != name or not (folder / name).is_file():
-                raise VltError(f"--llm {folder}: {index} names {name!r}, which is no file in that folder")
-            state |= _load(folder / name)
-        return state
+            return _read_shards(folder, index)
+        if (folder / single).is_file():
+            return _tensors(_load(folder / single), folder / single)
     raise VltError(f"--llm {folder}: holds neither model.safetensors nor pytorch_model.bin (nor their index)")
 
 
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise VltError(f"{path}: cannot be read as JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise VltError(f"{path}: holds a {type(content).__name__}; expected a JSON object")
-    return content
+def _read_shards(folder: Path, index: str) -> State:
+    """Every tensor from the file that the index names for it, and no other."""
+    where = read_json(folder / index).get("weight_map")
+    if not isinstance(where, dict) or not all(isinstance(name, str) for name in where.values()):
+        raise VltError(f"{folder / index}: holds no weight_map of names")
+    state: State = {}
+    for name in sorted(set(where.values())):
+        if Path(name).name != name or not (folder / name).is_file():
+            raise VltError(f"--llm {folder}: {index} names {name!r}, which is no file in that folder")
+        content = _tensors(_load(folder / name), folder / name)
+        promised = {key for key, file in where.items() if file == name}
+        if odd := sorted(promised ^ set(content)):
+            what = "is not in it" if odd[0] in promised else "is in it, and the index does not say so"
+            raise VltError(f"--llm {folder / name}: {odd[0]!r} {what}")
+        state |= content
+    return state
+
+
+def _tensors(content: Any, path: Path) -> State:
+    if not isinstance(content, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items()):
+        raise VltError(f"{path}: holds no plain table of tensors")
+    return dict(content)
 
 
 def read_sizes(path: str | Path) -> dict[str, Any]:
     """The contents of a --sizes file."""
-    return _json(Path(path))
+    return read_json(Path(path))
 
 
 def _llm_config(folder: Path) -> Any:
     try:
-        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise VltError(f"--llm {folder}: its config.json is not one that transformers reads ({first_line(error)})") from error
+    if config.model_type != "llama":
+        raise VltError(
+            f"--llm {folder}: is a {config.model_type!r} model; Video-LLaMA's language models are LLaMAs (Vicuna, LLaMA-2)"
+        )
+    return config
+
+
+def _template(given: str | None, tokenizer: Any) -> str | None:
+    """A tokenizer that carries LLaMA-2's own chat format settles it."""
+    told = getattr(tokenizer, "chat_template", None)
+    return given or ("llama2" if isinstance(told, str) and "[INST]" in told else None)
 
 
 def _tokenizer(folder: Path) -> Any:
@@ -290,9 +317,10 @@ def _renamed(state: State, origin: dict[str, str], config: Any, report: Report) 
         expected = VideoLlama(config).state_dict()
     if config.text_config.tie_word_embeddings:
         expected.pop("language_model.lm_head.weight", None)
-        state.pop("llama_model.lm_head.weight", None)
+        _untied(state, report)
     depth = config.vision_config.num_hidden_layers
     ours: State = {}
+    stored: set[int] = set()
     for key, tensor in _fused(state).items():
         if (block := re.match(r"visual_encoder\.blocks\.(\d+)\.", key)) and int(block[1]) >= depth:
             report.skipped.setdefault(f"a ViT block beyond the {depth} that the original builds", []).append(f"eva: {key}")
@@ -301,6 +329,9 @@ def _renamed(state: State, origin: dict[str, str], config: Any, report: Report) 
         if name is None or name not in expected:
             near = f" (would be {name!r})" if name else ""
             raise VltError(f"--{origin.get(key, 'eva')}: key {key!r} has no place in the model{near}; nothing was written")
+        if name in ours:
+            raise VltError(f"--{origin.get(key, 'eva')}: key {key!r} is a second one for {name!r}; nothing was written")
+        _check_numbers(key, tensor, origin.get(key, "eva"))
         if name == "vision_model.embeddings.position_embedding" and tensor.shape != expected[name].shape:
             tensor = _resized(tensor, expected[name].shape[1])
         if tensor.shape != expected[name].shape:
@@ -308,11 +339,31 @@ def _renamed(state: State, origin: dict[str, str], config: Any, report: Report) 
                 f"--{origin.get(key, 'eva')}: {key!r} has shape {list(tensor.shape)}; the model, sized by the other "
                 f"tensors and --sizes, has {list(expected[name].shape)} there"
             )
-        ours[name] = tensor.contiguous()
+        ours[name] = tensor.clone().contiguous() if tensor.data_ptr() in stored else tensor.contiguous()
+        stored.add(tensor.data_ptr())  # two keys may share memory, and a file of tensors holds that only once
         report.used[origin.get(key, "eva")] = report.used.get(origin.get(key, "eva"), 0) + 1
     if missing := sorted(set(expected) - set(ours)):
         raise VltError(f"{len(missing)} of the model's tensors are in none of the files, for example {missing[0]!r}")
     return ours
+
+
+def _untied(state: State, report: Report) -> None:
+    """Where the output layer is the word table, a file may hold it a second time; it must then be the same."""
+    head, table = state.pop("llama_model.lm_head.weight", None), state.get("llama_model.model.embed_tokens.weight")
+    if head is None:
+        return
+    if table is None or not torch.equal(head, table):
+        raise VltError("--llm: its config.json ties lm_head to embed_tokens, but its files hold two different tensors")
+    report.skipped.setdefault("the word table again: the language model ties its output layer to it", []).append(
+        "llm: lm_head.weight"
+    )
+
+
+def _check_numbers(key: str, tensor: Tensor, option: str) -> None:
+    if not tensor.is_floating_point():
+        raise VltError(f"--{option}: {key!r} holds {tensor.dtype}; expected floating point weights")
+    if not tensor.isfinite().all():
+        raise VltError(f"--{option}: {key!r} holds numbers that are not finite (nan or infinity)")
 
 
 def _fused(state: State) -> State:
@@ -325,6 +376,8 @@ def _fused(state: State) -> State:
             value = state.get(key.replace("q_bias", "v_bias"))
             if value is None:
                 raise VltError(f"--eva: {key!r} is there and its v_bias is not")
+            if key.replace("q_bias", "qkv.bias") in state:
+                raise VltError(f"--eva: {key!r} and a qkv.bias are both there; one of them is not used")
             out[key.replace("q_bias", "qkv.bias")] = torch.cat([tensor, torch.zeros_like(tensor), value])
         else:
             out[key] = tensor
@@ -353,13 +406,13 @@ def _resized(position: Tensor, n_positions: int) -> Tensor:
 
 def _write(state: State, config: Any, tokenizer: Any, out: Path) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    work = out.with_name(f".{out.name}.{os.getpid()}")
+    work.mkdir()
     try:
         config.architectures = ["VideoLlama"]
         config.save_pretrained(work)
         tokenizer.save_pretrained(work)
         save_torch_state_dict(state, work)
-        work.chmod(0o755)
         work.replace(out)
     finally:
         shutil.rmtree(work, ignore_errors=True)

@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoTokenizer
 
-from vlt.errors import VltError, first_line
+from vlt.errors import VltError, first_line, read_json
 from vlt.model import box
 from vlt.model.config import VideoLlamaConfig
 from vlt.model.video_llama import VideoLlama
@@ -27,16 +27,19 @@ def load(
 
     Raises `VltError` where the weights are not all there, or not all used. A model's note is issued as a warning.
     """
+    if device is not None and options.get("device_map") is not None:
+        raise VltError("give device or device_map, not both")
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = dtype or (torch.float32 if device.type == "cpu" else torch.bfloat16)
     if name == "box":
         if options:
             raise VltError(f"the model in the box takes no {', '.join(options)}: it is small; give device and dtype only")
-        model = box.stand_in()
+        model = box.stand_in(dtype)
     else:
         model = _from_pretrained(name, dtype, options)
-    if "device_map" not in options:
-        torch.nn.Module.to(model, device, dtype)
+    if options.get("device_map") is None and options.get("quantization_config") is None:
+        # the device only: `.to(dtype)` would also round the rotary frequencies, which transformers keeps in float32
+        torch.nn.Module.to(model, device)
     model.eval().requires_grad_(False)
     if model.config.note:
         warnings.warn(f"{name}: {model.config.note}", stacklevel=2)
@@ -55,8 +58,13 @@ def load_config(name: str | Path = "box") -> VideoLlamaConfig:
 
 
 def _check_folder(name: str | Path) -> None:
-    if Path(name).exists() and not (Path(name) / "config.json").is_file():
+    if not Path(name).exists():
+        return  # a hub's name
+    if not (Path(name) / "config.json").is_file():
         raise VltError(f"{name}: holds no config.json; give a folder that `vlt convert` or `save_pretrained` wrote")
+    kind = read_json(Path(name) / "config.json").get("model_type")
+    if kind != VideoLlamaConfig.model_type:
+        raise VltError(f"{name}: is a {kind!r} model, not a Video-LLaMA; `vlt convert --llm` takes language models")
 
 
 def _cannot_open(name: str | Path, error: Exception) -> str:

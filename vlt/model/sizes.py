@@ -72,20 +72,27 @@ def config_of(
     for key, value in given.items():
         if key in told and told[key] != value:
             raise VltError(f"--sizes says {key} = {value}, the files say {told[key]}")
-    unused += [key for key in given if key in _TOLD and key not in told]
+    idle = [key for key in PUBLISHED if key.startswith("imagebind.") and "imagebind_config" not in parts]
+    unused += [key for key in given if (key in _TOLD and key not in told) or key in idle]
     _check_llm(read, llm)
     style = template or ("llama2" if llm.max_position_embeddings >= 4096 else "vicuna")
     prompts.template(style)
-    return VideoLlamaConfig(**parts, **counts, text_config=llm, template=style), unused
+    try:
+        return VideoLlamaConfig(**parts, **counts, text_config=llm, template=style), unused
+    except ValueError as error:
+        raise VltError(f"the files do not fit together: {error}") from error
 
 
 def _flat(sizes: Mapping[str, Any]) -> dict[str, Any]:
     out: dict[str, Any] = {}
     for key, value in sizes.items():
         if isinstance(value, Mapping) and key in ("vit", "bert", "imagebind", "llama"):
-            out |= {f"{key}.{inner}": size for inner, size in value.items()}
+            named = {f"{key}.{inner}": size for inner, size in value.items()}
         else:
-            out[key] = value
+            named = {key: value}
+        if twice := sorted(set(out) & set(named)):
+            raise VltError(f"--sizes gives {twice[0]} twice")
+        out |= named
     return out
 
 
@@ -115,13 +122,16 @@ class _Reader:
     def __init__(self, state: Mapping[str, Tensor], sizes: Mapping[str, Any]) -> None:
         self.state, self.sizes = state, sizes
 
-    def shape(self, key: str) -> tuple[int, ...]:
+    def shape(self, key: str, axes: int = 2) -> tuple[int, ...]:
         if key not in self.state:
             raise VltError(f"none of the files holds {key!r}, which tells a size")
-        return tuple(self.state[key].shape)
+        shape = tuple(self.state[key].shape)
+        if len(shape) != axes:
+            raise VltError(f"{key!r} has shape {list(shape)}; expected {axes} axes")
+        return shape
 
     def rows(self, key: str) -> int:
-        return self.shape(key)[1]
+        return self.shape(key, 3)[1]
 
     def layers(self, pattern: str) -> int:
         found = [int(m[1]) for key in self.state if (m := re.match(pattern, key))]
@@ -136,11 +146,14 @@ class _Reader:
         return heads
 
     def vit(self) -> dict[str, Any]:
-        width, _, patch, _ = self.shape("visual_encoder.patch_embed.proj.weight")
+        width, _, patch, _ = self.shape("visual_encoder.patch_embed.proj.weight", 4)
         held, depth = self.layers(r"visual_encoder\.blocks\.(\d+)\."), self.sizes["vit.depth"]
         if held < depth:
             raise VltError(f"--eva holds {held} ViT blocks and vit.depth is {depth}: give the number that is used in --sizes")
-        grid = round((self.shape("visual_encoder.pos_embed")[1] - 1) ** 0.5)
+        side = self.sizes.get("image_size", patch)
+        if side % patch:
+            raise VltError(f"--sizes: image_size = {side} is no multiple of the ViT's patch of {patch}")
+        grid = round((self.rows("visual_encoder.pos_embed") - 1) ** 0.5)
         return {
             "hidden_size": width,
             "num_hidden_layers": depth,
@@ -173,17 +186,17 @@ class _Reader:
         trunks = {}
         for name in ("audio", "vision", "text"):
             base = f"audio_encoder.modality_trunks.{name}.blocks"
-            width = self.shape(f"{base}.0.norm_1.weight")[0]
+            width = self.shape(f"{base}.0.norm_1.weight", 1)[0]
             trunks[name] = {
                 "hidden_size": width,
                 "num_hidden_layers": self.layers(rf"audio_encoder\.modality_trunks\.{name}\.blocks\.(\d+)\."),
                 "num_attention_heads": self.heads(f"imagebind.{name}_num_heads", width),
                 "intermediate_size": self.shape(f"{base}.0.mlp.fc1.weight")[0],
             }
-        patch = self.shape(f"{stem}.vision.rgbt_stem.proj.1.weight")[-1]
+        patch = self.shape(f"{stem}.vision.rgbt_stem.proj.1.weight", 5)[-1]
         side = round((self.rows(f"{stem}.vision.pos_embedding_helper.pos_embed") - 1) ** 0.5) * patch
         trunks["vision"] |= {"patch_size": patch, "image_size": side}
-        trunks["audio"]["kernel_size"] = self.shape(f"{stem}.audio.rgbt_stem.proj.weight")[-1]
+        trunks["audio"]["kernel_size"] = self.shape(f"{stem}.audio.rgbt_stem.proj.weight", 4)[-1]
         trunks["text"]["vocab_size"] = self.shape(f"{stem}.text.token_embedding.weight")[0]
         trunks["text"]["num_positions"] = self.rows(f"{stem}.text.pos_embed")
         return {"joint_size": self.shape("audio_encoder.modality_heads.audio.2.weight")[0], **trunks}

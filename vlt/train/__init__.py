@@ -1,0 +1,1 @@
+"""The small world, and the paper's recipe."""
