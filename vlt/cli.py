@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import tempfile
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -29,10 +28,10 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-out = Console()
-err = Console(stderr=True)
+out = Console(emoji=False)
+err = Console(stderr=True, emoji=False)
 if not out.is_terminal:
-    out = Console(width=140)  # into a file or a pipe: tables keep their lines
+    out = Console(width=140, emoji=False)  # into a file or a pipe: tables keep their lines
 
 
 def main() -> None:
@@ -47,7 +46,7 @@ def main() -> None:
 
 def _say(text: str, style: str) -> None:
     # one line, whatever a file name holds
-    err.print(" ".join(text.split()), style=style, markup=False, highlight=False, soft_wrap=True)
+    err.print(_printable(" ".join(text.split())), style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
@@ -72,17 +71,21 @@ def probe(
     model: Annotated[str, typer.Option(help="'box', a converted folder, or a hub name.")] = "box",
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write the result here.", show_default=False)] = None,
     branch: Annotated[list[str] | None, typer.Option(help="Use only this branch: video or audio.", show_default=False)] = None,
-    coverage: Annotated[str, typer.Option(help="Where sound is heard: original or whole.")] = "original",
+    coverage: Annotated[
+        str | None, typer.Option(help="Where sound is heard: original (if not given) or whole.", show_default=False)
+    ] = None,
     n_frames: Annotated[
         int | None, typer.Option(help="Frames to look at; as in training if not given.", show_default=False)
     ] = None,
     sample: Annotated[bool, typer.Option(help="Draw the answer instead of taking the likeliest words.")] = False,
-    seed: Annotated[int, typer.Option(help="For --sample.")] = 0,
+    seed: Annotated[int | None, typer.Option(help="For --sample; 0 if not given.", show_default=False)] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer.", min=1)] = 300,
 ) -> None:
     """What a clip holds, what becomes of it stage by stage, and the answer to a question about it."""
     if json_file is not None and (json_file.is_dir() or not json_file.parent.is_dir()):
         raise VltError(f"--json {json_file}: give a file in a folder that exists")
+    if json_file is not None and json_file.exists() and clip.exists() and json_file.samefile(clip):
+        raise VltError(f"--json {json_file}: is the clip itself; give another file")
     with _progress() as progress:
         task = progress.add_task("opening the clip")
         from vlt.inputs.clip import Clip
@@ -97,7 +100,8 @@ def probe(
         options = {"branches": branch or None, "n_frames": n_frames, "coverage": coverage}
         rows, prompt, soft = _stage_rows(loaded, opened, ask, options, lambda s: progress.update(task, description=s))
         progress.update(task, description="answering")
-        answer = loaded.generate_from([prompt], [soft], sample=sample, seed=seed, max_new_tokens=max_new_tokens)[0]
+        drawn = 0 if sample and seed is None else seed
+        answer = loaded.generate_from([prompt], [soft], sample=sample, seed=drawn, max_new_tokens=max_new_tokens)[0]
     result = {
         "clip": description,
         "question": ask,
@@ -148,7 +152,7 @@ def _print_probe(description: dict[str, Any], rows: list[dict[str, Any]], answer
     size = f", {description['size'][0]} x {description['size'][1]} pixels" if description["size"] else ""
     rate = f" at {description['fps']} per second" if description["fps"] else ""
     out.print(
-        f"[bold]clip[/bold]    {escape(description['path'])}: {description['kind']}, {description['seconds']} s",
+        f"[bold]clip[/bold]    {escape(_printable(description['path']))}: {description['kind']}, {description['seconds']} s",
         highlight=False,
     )
     out.print(f"        frames: {description['frames']}{rate}{size}; sound: {heard}", highlight=False)
@@ -171,14 +175,12 @@ def _printable(text: str) -> str:
 def _write_atomically(path: Path, text: str) -> None:
     """The whole text or nothing: an interrupted run leaves no half file."""
     try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        work = path.with_name(f".{path.name}.{os.getpid()}")
         try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
-            Path(name).chmod(0o644)
-            Path(name).replace(path)
+            work.write_text(text, encoding="utf-8")
+            work.replace(path)
         finally:
-            Path(name).unlink(missing_ok=True)
+            work.unlink(missing_ok=True)
     except OSError as error:
         raise VltError(f"{path}: cannot be written ({error.strerror})") from error
 

@@ -103,3 +103,23 @@ def test_byte_tokenizer_gives_text_back() -> None:
     ids = tokenizer.encode(text, add_special_tokens=False)
     assert ids == [byte + 3 for byte in text.encode()]
     assert tokenizer.decode(ids) == text
+
+
+@pytest.mark.parametrize(
+    ("parts", "labels", "message"),
+    [
+        ((), None, "at least one token"),
+        (((1,), "smell"), None, "not for 'smell'"),
+        (((1, -2),), None, "whole numbers from 0 on"),
+        (((1, 2), "video", (3,)), ((1, 2), (3, 4)), r"lengths \[2, 2\]; expected \[2, 1\]"),
+        (((1, 2), "video", (3,)), ((1, 2),), r"lengths \[2\]; expected \[2, 1\]"),
+    ],
+)
+def test_prompts_that_mean_nothing(parts, labels, message: str) -> None:
+    with pytest.raises(VltError, match=message):
+        Prompt(parts, labels)
+
+
+def test_followed_by_keeps_labels() -> None:
+    longer = Prompt(((1, 2),), ((-100, 2),)).followed_by([7])
+    assert longer == Prompt(((1, 2), (7,)), ((-100, 2), (-100,)))

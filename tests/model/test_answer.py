@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from unittest.mock import patch
 
 import numpy as np
@@ -12,7 +13,7 @@ from PIL import Image
 from vlt.errors import VltError
 from vlt.inputs.clip import Clip
 from vlt.model import box
-from vlt.model.answer import Encoded
+from vlt.model.answer import Encoded, _pieces
 from vlt.model.config import VideoLlamaConfig
 from vlt.model.video_llama import VideoLlama
 
@@ -151,8 +152,15 @@ BAD = {
     "no branch": ({"branches": []}, "no branch was asked for"),
     "too many frames": ({"n_frames": 33}, "33 frames were asked for; this model has positions for 32"),
     "no frames": ({"n_frames": 0}, "at least 1"),
+    "too many tokens": ({"max_new_tokens": 2000}, r"max_new_tokens is 2000; of the language model's 2048 positions the prompt"),
+    "temperature alone": ({"temperature": 0.5, "seed": 3}, "temperature, seed would change nothing without sample=True"),
+    "temperature": ({"sample": True, "temperature": -1.0}, r"temperature must be above 0 and top_p in \(0, 1\]"),
+    "generate's own": ({"do_sample": True}, "no option 'do_sample' of generation; nearest: sample"),
+    "several answers": ({"num_return_sequences": 2}, "no option 'num_return_sequences'"),
+    "idle coverage": ({"branches": ["video"], "coverage": "whole"}, "coverage = 'whole' would change nothing: the audio of"),
+    "idle frames": ({"branches": ["audio"], "n_frames": 4}, "n_frames = 4 would change nothing: the video of"),
     "coverage": ({"coverage": "half"}, "no coverage 'half'"),
-    "no tokens": ({"max_new_tokens": 0}, "both must be at least 1"),
+    "no tokens": ({"max_new_tokens": 0}, "max_new_tokens is 0; of the language model's 2048 positions"),
 }
 
 
@@ -163,6 +171,64 @@ def test_bad_requests(boxed: VideoLlama, clips: dict[str, Clip | None], name: st
         boxed.answer(clips["longer"], "What?", **options)
 
 
+def test_encoding_options_without_a_clip_are_refused(boxed: VideoLlama, clips: dict[str, Clip | None]) -> None:
+    encoded = boxed.encode(clips["longer"])
+    for clip, options in ((encoded, {"branches": ["video"]}), (encoded, {"n_frames": 3}), (None, {"coverage": "whole"})):
+        with pytest.raises(VltError, match=f"{next(iter(options))} would change nothing"):
+            boxed.answer(clip, "What?", **options)
+    with pytest.raises(VltError, match="given as str; open it first"):
+        boxed.answer("a.mp4", "What?")
+
+
+def test_soft_tokens_must_fit_the_prompt(boxed: VideoLlama, clips: dict[str, Clip | None]) -> None:
+    encoded = boxed.encode(clips["longer"])
+    prompt = boxed.prompt(encoded, "What?")
+    with pytest.raises(VltError, match="soft tokens of: audio, video; given were those of: none"):
+        boxed.generate_from([prompt, prompt], [encoded.prefix, {}])
+    with pytest.raises(VltError, match="2 prompts and 1 sets"):
+        boxed.generate_from([prompt, prompt], [encoded.prefix])
+
+
+def test_answers_in_the_middle_of_training(boxed: VideoLlama, clips: dict[str, Clip | None]) -> None:
+    """No dropout while answering, and training goes on after."""
+    model = copy.deepcopy(boxed).train()
+    assert (
+        model.answer(clips["longer"], "What?", max_new_tokens=4).ids
+        == boxed.answer(clips["longer"], "What?", max_new_tokens=4).ids
+    )
+    assert model.training
+    assert model.video_qformer.training
+
+
+def test_the_prompt_names_the_frames_that_are_given(boxed: VideoLlama, clips: dict[str, Clip | None]) -> None:
+    clip = clips["silent"]
+    frames = clip.frames(4, 64)[None]
+    prompt = boxed.run({"clip": clip, "question": "What?", "frames": frames}, ["prompt", "logits"])["prompt"][0]
+    text = boxed.tokenizer.decode([i for part in prompt.parts if not isinstance(part, str) for i in part])
+    assert "contains 4 frames sampled" in text
+    assert prompt == boxed.prompt(clip, "What?", n_frames=4)
+
+
+def test_frames_alone_do_not_need_the_sound(boxed: VideoLlama, media, tmp_path) -> None:
+    from tests.inputs.test_clip import damaged_sound
+
+    damaged_sound(media("a.mkv"), tmp_path / "noise.mkv")
+    clip = Clip(tmp_path / "noise.mkv")
+    boxed.run({"clip": clip}, ["patches"])
+    boxed.encode(clip, branches=["video"])
+    assert "sound" not in vars(clip)  # it was never decoded
+
+
+def test_pieces_of_text_join_to_the_text() -> None:
+    tokenizer = box.byte_tokenizer()
+    ids = tokenizer.encode("añ→b", add_special_tokens=False)
+    texts = [tokenizer.decode(ids[:i]) for i in range(len(ids) + 1)]
+    pieces = _pieces(texts)
+    assert len(pieces) == len(ids)
+    assert "".join(pieces) == "añ→b"
+    assert pieces == ("a", "", "ñ", "", "", "→", "b")
+
+
 def test_a_branch_that_the_clip_has_not(boxed: VideoLlama, clips: dict[str, Clip | None]) -> None:
     with pytest.raises(VltError, match="has no usable audio"):
         boxed.answer(clips["silent"], "What?", branches=["audio"])
@@ -171,7 +237,7 @@ def test_a_branch_that_the_clip_has_not(boxed: VideoLlama, clips: dict[str, Clip
 
 
 def test_a_prompt_that_is_too_long_is_refused_not_cut(boxed: VideoLlama) -> None:
-    with pytest.raises(VltError, match="the prompt leaves room for"):
+    with pytest.raises(VltError, match=r"max_new_tokens is 300; .* the prompt leaves 0"):
         boxed.answer(None, "word " * 2000)
 
 

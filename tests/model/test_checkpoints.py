@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import vlt
 from tests.conftest import CHECKPOINTS, REFERENCE, Numbers, close
@@ -63,8 +64,9 @@ def test_the_branch_overrides_minigpt4(tiny, vision: Numbers) -> None:
 
 def test_without_ears_and_without_minigpt4(llm_folder: Path, sizes, tmp_path: Path, vision: Numbers) -> None:
     files = {option: FILES[option] for option in ("vision", "eva", "qformer")}
-    convert(files, llm_folder, tmp_path / "out", sizes)
+    report = convert(files, llm_folder, tmp_path / "out", sizes)
     model = vlt.load(tmp_path / "out", device="cpu")
+    assert {"imagebind.audio_num_heads", "n_audio_query"} <= set(report.unused_sizes)
     assert model.branches == ("video",)
     out = model.run({"frames": vision["inputs.video"].transpose(1, 2)}, ["video_prefix"])
     close(out["video_prefix"], vision["outputs.inputs_llama"])
@@ -123,6 +125,92 @@ def test_a_wrong_shape(llm_folder: Path, sizes, tmp_path: Path) -> None:
     refused(files, llm_folder, tmp_path, sizes, r"--vision: 'llama_proj.bias' has shape \[7\]; .* has \[48\] there")
 
 
+TWICE = {
+    "text positions": (
+        "imagebind",
+        lambda s: s.update({"modality_preprocessors.text.pos_embedding_helper.pos_embed": torch.zeros(1, 77, 28)}),
+    ),
+    "fused bias": ("eva", lambda s: s.update({"blocks.0.attn.qkv.bias": torch.zeros(120)})),
+    "query": (
+        "qformer",
+        lambda s: s.update({"Qformer.bert.encoder.layer.0.attention.attention.query.weight": torch.zeros(32, 32)}),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TWICE)
+def test_two_keys_for_one_tensor(name: str, llm_folder: Path, sizes, tmp_path: Path) -> None:
+    refused(changed(tmp_path, *TWICE[name]), llm_folder, tmp_path, sizes, r"is a second one for|are both there")
+
+
+NUMBERS = {
+    "nan": (lambda s: s["llama_proj.weight"].fill_(float("nan")), "holds numbers that are not finite"),
+    "integers": (
+        lambda s: s.update({"llama_proj.weight": s["llama_proj.weight"].long()}),
+        "holds torch.int64; expected floating",
+    ),
+    "axes": (
+        lambda s: s.update({"video_query_tokens": torch.zeros(6)}),
+        r"'video_query_tokens' has shape \[6\]; expected 3 axes",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_weights_that_are_none(name: str, llm_folder: Path, sizes, tmp_path: Path) -> None:
+    change, message = NUMBERS[name]
+    refused(changed(tmp_path, "vision", change), llm_folder, tmp_path, sizes, message)
+
+
+def llm_copy(llm_folder: Path, folder: Path, change) -> Path:
+    """The language model's folder with its tensors or configuration changed; tensors go into a .bin file."""
+    shutil.copytree(llm_folder, folder)
+    state, config = load_file(folder / "model.safetensors"), json.loads((folder / "config.json").read_text())
+    (folder / "model.safetensors").unlink()
+    state = change(state, config) or state
+    torch.save(state, folder / "pytorch_model.bin")
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_tied_and_different(llm_folder: Path, sizes, tmp_path: Path) -> None:
+    def tie(state, config):
+        config["tie_word_embeddings"] = True
+
+    refused(FILES, llm_copy(llm_folder, tmp_path / "llm", tie), tmp_path, sizes, "its files hold two different tensors")
+
+    def same(state, config):
+        tie(state, config)
+        state["lm_head.weight"] = state["model.embed_tokens.weight"].clone()
+
+    report = convert(FILES, llm_copy(llm_folder, tmp_path / "same", same), tmp_path / "out", sizes)
+    assert ["llm: lm_head.weight"] in report.skipped.values()
+    model = vlt.load(tmp_path / "out", device="cpu")
+    assert torch.equal(model.language_model.lm_head.weight, model.language_model.model.embed_tokens.weight)
+
+
+def test_tensors_that_share_memory(llm_folder: Path, sizes, tmp_path: Path) -> None:
+    def share(state, config):
+        state["lm_head.weight"] = state["model.embed_tokens.weight"]
+
+    convert(FILES, llm_copy(llm_folder, tmp_path / "llm", share), tmp_path / "out", sizes)
+    model = vlt.load(tmp_path / "out", device="cpu")
+    close(model.language_model.lm_head.weight, model.language_model.model.embed_tokens.weight, 0)
+
+
+def test_not_a_llama(llm_folder: Path, sizes, tmp_path: Path) -> None:
+    def gpt(state, config):
+        config["model_type"] = "gpt2"
+
+    refused(FILES, llm_copy(llm_folder, tmp_path / "llm", gpt), tmp_path, sizes, "is a 'gpt2' model; .* are LLaMAs")
+
+
+def test_a_llama_file_that_is_a_list(llm_folder: Path, sizes, tmp_path: Path) -> None:
+    refused(
+        FILES, llm_copy(llm_folder, tmp_path / "llm", lambda s, c: [1, 2]), tmp_path, sizes, "holds no plain table of tensors"
+    )
+
+
 class Evil:
     def __reduce__(self):
         return (Path("/tmp/vlt-was-here").write_text, ("ran",))
@@ -170,6 +258,8 @@ BAD_SIZES = [
     (lambda s: s.update(n_query=9), r"says n_query = 9, the files say 8"),
     (lambda s: s["vit"].update(num_head=4), r"no key 'vit.num_head'; nearest: vit.num_heads"),
     (lambda s: s["vit"].update(num_heads="4"), r"vit.num_heads = '4'; expected a whole number"),
+    (lambda s: s.update({"vit.num_heads": 20}), "gives vit.num_heads twice"),
+    (lambda s: s.update(image_size=43), "image_size = 43 is no multiple of the ViT's patch of 14"),
     (lambda s: s["llama"].update(num_attention_heads=8), r"says llama.num_attention_heads = 8, the files say 4"),
 ]
 
@@ -191,8 +281,6 @@ def test_the_wrong_language_model(llm_folder: Path, sizes, tmp_path: Path) -> No
 
 
 def test_a_language_model_in_shards(llm_folder: Path, sizes, tmp_path: Path, full: Numbers) -> None:
-    from safetensors.torch import load_file
-
     folder = tmp_path / "llm"
     shutil.copytree(llm_folder, folder)
     state = load_file(folder / "model.safetensors")
@@ -206,6 +294,10 @@ def test_a_language_model_in_shards(llm_folder: Path, sizes, tmp_path: Path, ful
     convert(FILES, folder, tmp_path / "out", sizes)
     model = vlt.load(tmp_path / "out", device="cpu")
     close(model.language_model.lm_head.weight, state["lm_head.weight"], 0)
+    moved = {**index["weight_map"], keys[0]: "pytorch_model-2.bin"}
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": moved}))
+    (tmp_path / "moved").mkdir()
+    refused(FILES, folder, tmp_path / "moved", sizes, r"is in it, and the index does not say so|is not in it")
     index["weight_map"][keys[0]] = "../../etc/passwd"
     (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
     (tmp_path / "other").mkdir()

@@ -15,8 +15,10 @@ from transformers import AutoConfig, AutoModel
 import vlt
 from tests.conftest import REFERENCE
 from vlt.errors import VltError
+from vlt.model import box, sizes
 from vlt.model.checkpoints import SKIPPED, _our_name
 from vlt.model.config import VideoLlamaConfig
+from vlt.model.load import load_config
 from vlt.model.video_llama import VideoLlama
 
 
@@ -94,7 +96,7 @@ def test_every_published_key_has_its_place(file: str) -> None:
         full = FULL_SIZE[file] + key
         if any(re.fullmatch(pattern, full) for pattern, _ in SKIPPED) or re.search(r"attn\.[qv]_bias", full):
             continue
-        name = _our_name(full)
+        name = _our_name(full) if full != sizes.AUDIO_SCALE else "imagebind.text.log_scale"  # a number in the configuration
         assert name in expected, full
         assert list(expected[name].shape) == shape, full
 
@@ -154,7 +156,36 @@ def test_half_precision_keeps_its_type(saved: Path) -> None:
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
     out = model.run({"frames": torch.randn(1, 2, 3, 64, 64)}, ["video_prefix"])
     assert out["video_prefix"].dtype == torch.bfloat16
+    sound = model.run({"spectrograms": torch.randn(1, 2, 1, 128, 204)}, ["audio_features", "audio_prefix"])
+    assert sound["audio_prefix"].dtype == torch.bfloat16
+    # what must not be rounded with the weights: rotary frequencies, and the length of a sound's embedding
+    for opened in (model, box.stand_in(torch.bfloat16)):
+        assert opened.language_model.model.rotary_emb.inv_freq.dtype == torch.float32
+        assert opened.imagebind.audio.scale() == 20
     assert len(model.answer(None, "What?", max_new_tokens=3).ids) == 3
+
+
+def test_another_kind_of_folder(llm_folder: Path) -> None:
+    with pytest.raises(VltError, match="is a 'llama' model, not a Video-LLaMA"):
+        vlt.load(llm_folder)
+    with pytest.raises(VltError, match="is a 'llama' model, not a Video-LLaMA"):
+        load_config(llm_folder)
+
+
+def test_spread_over_devices(saved: Path, boxed: VideoLlama) -> None:
+    """accelerate moves what it has put on disk only where a module is called, so every part must be."""
+    parts = [name.split(".")[0] for name, _ in boxed.named_parameters()]
+    spread = dict.fromkeys(parts, "cpu") | dict.fromkeys(
+        ["frame_position", "segment_position", "video_qformer", "vision_model"], "disk"
+    )
+    with pytest.warns(UserWarning, match="random weights"):
+        model = vlt.load(saved, dtype=torch.float32, device_map=spread, offload_folder=saved.parent / "offload")
+    given = {"frames": torch.randn(1, 2, 3, 64, 64), "spectrograms": torch.randn(1, 2, 1, 128, 204)}
+    want = ["video_prefix", "audio_prefix"]
+    for a, b in zip(model.run(given, want).values(), boxed.run(given, want).values(), strict=True):
+        torch.testing.assert_close(a, b, atol=2e-5, rtol=0)
+    with pytest.raises(VltError, match="device or device_map, not both"):
+        vlt.load(saved, device="cpu", device_map="auto")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")

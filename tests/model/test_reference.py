@@ -278,3 +278,13 @@ def test_training_gradients(tiny: VideoLlama, full: Numbers, branch: str) -> Non
             parameter.requires_grad_(False)
     for key, gradient in zip(parameters, gradients, strict=True):
         close(gradient, full[f"outputs.train_caption_{kind(branch)}.grad.{key}"])
+
+
+def test_a_prompt_without_labels_teaches_nothing(tiny: VideoLlama, full: Numbers) -> None:
+    prompts = caption_prompts(full, "video", 0)
+    inputs = training_input(tiny, full, "video")
+    first = {"frames": inputs["frames"][:1]}
+    alone = tiny(prompt=prompts[:1], **first).loss
+    mixed = tiny(prompt=[prompts[0], Prompt(prompts[1].parts)], **inputs).loss
+    close(mixed, alone)
+    assert tiny(prompt=Prompt(prompts[0].parts), **first).loss is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -179,6 +180,12 @@ def test_wrong_numbers(tiny, everything) -> None:
         tiny.run({"frames": torch.zeros(1, 3, 3, 42, 42, dtype=torch.uint8)}, ["patches"])
     with pytest.raises(VltError, match=r"differs in its number of clips \(frames: 1, prompt: 2\)"):
         tiny.run({"frames": torch.zeros(1, 3, 3, 42, 42), "prompt": [PROMPT, PROMPT]}, ["prefix"])
+    with pytest.raises(VltError, match="values other than 0 and 1"):
+        tiny.run({"prefix": everything["prefix"], "prefix_mask": torch.full(everything["prefix"].shape[:2], 0.5)}, ["logits"])
+    with pytest.raises(VltError, match="'prefix' was given with 22 tokens; its prompt or mask has 21"):
+        tiny.run({"prefix": everything["prefix"], "prefix_mask": everything["prefix_mask"][:, 1:]}, ["logits"])
+    with pytest.raises(VltError, match="'clip' takes a Clip or a list of them; got PosixPath"):
+        tiny.run({"clip": Path("a.mp4")}, ["frames"])
     with pytest.raises(VltError, match="token id 600: the language model has 512"):
         tiny.run({"prompt": Prompt(((1, 600),))}, ["prefix"])
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +15,7 @@ from transformers import StoppingCriteriaList, StopStringCriteria
 
 from vlt.errors import VltError, nearest
 from vlt.inputs import prompt as prompts
+from vlt.inputs.audio import check_coverage
 from vlt.inputs.clip import Clip
 from vlt.inputs.prompt import Prompt
 
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 MAX_NEW_TOKENS = 300
 TOP_P = 0.9
 TEMPERATURE = 1.0
+
+# What may be handed through to transformers' `generate`: what neither draws several answers nor undoes the rest.
+OPTIONS = ("streamer", "logits_processor", "top_k", "min_new_tokens", "repetition_penalty", "no_repeat_ngram_size", "num_beams")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,13 +82,13 @@ class Answers:
         clip: Clip,
         branches: Sequence[str] | None = None,
         n_frames: int | None = None,
-        coverage: str = "original",
+        coverage: str | None = None,
     ) -> Encoded:
         """Runs the encoders once. branches: of ("video", "audio"), by default all that clip and model have.
-        n_frames, coverage: see `Clip.frames` and `Clip.spectrograms`."""
+        n_frames: by default as in training; coverage: by default "original" (see `Clip.frames`, `Clip.spectrograms`)."""
         given, chosen = self.inputs(clip, branches, n_frames, coverage)
         sampled = self._sampled(clip, n_frames) if "video" in chosen else ""
-        with torch.no_grad():
+        with torch.no_grad(), self._evaluating():
             soft = self.run({name: value for name, (value, _) in given.items()}, [f"{branch}_prefix" for branch in chosen])
         return Encoded(clip.kind, sampled, {branch: soft[f"{branch}_prefix"][0] for branch in chosen})
 
@@ -93,15 +97,21 @@ class Answers:
         clip: Clip,
         branches: Sequence[str] | None = None,
         n_frames: int | None = None,
-        coverage: str = "original",
+        coverage: str | None = None,
     ) -> tuple[dict[str, tuple[Tensor, float]], tuple[str, ...]]:
         """What the encoders are given: stage -> (tensor of one clip, seconds it took to read), and the branches used."""
+        if coverage is not None:
+            check_coverage(coverage)
         chosen, config = self._chosen(clip, branches), self.config
+        for option, value, branch in (("n_frames", n_frames, "video"), ("coverage", coverage, "audio")):
+            if value is not None and branch not in chosen:
+                raise VltError(f"{option} = {value!r} would change nothing: the {branch} of {clip.path} is not used")
         out = {}
         if "video" in chosen:
             count = config.trained_frames if n_frames is None else n_frames
             if count > config.max_frames:
                 raise VltError(f"{count} frames were asked for; this model has positions for {config.max_frames}")
+            count = len(clip.frame_indices(count))
             if count > config.trained_frames:
                 warnings.warn(
                     f"{count} frames: the positions of frames {config.trained_frames} to {count - 1} were never trained",
@@ -112,7 +122,7 @@ class Answers:
             out["frames"] = (frames, time.perf_counter() - start)
         if "audio" in chosen:
             start = time.perf_counter()
-            spectrograms = clip.spectrograms(config.max_segments, coverage)[None]
+            spectrograms = clip.spectrograms(config.max_segments, coverage or "original")[None]
             out["spectrograms"] = (spectrograms, time.perf_counter() - start)
         return out, chosen
 
@@ -132,6 +142,7 @@ class Answers:
             chosen = self._chosen(clip, branches)
             kind, sampled = clip.kind, self._sampled(clip, n_frames) if "video" in chosen else ""
         else:
+            self._no_encoding(branches=branches, n_frames=n_frames)
             kind, sampled, chosen = ("text", "", ()) if clip is None else (clip.kind, clip.sampled, clip.branches)
         if system is None:
             system = style.image_system if kind == "image" and chosen else ""
@@ -149,11 +160,12 @@ class Answers:
         history: Sequence[tuple[str, str]] = (),
         branches: Sequence[str] | None = None,
         n_frames: int | None = None,
-        coverage: str = "original",
+        coverage: str | None = None,
         system: str | None = None,
         **generation: Any,
     ) -> Any:
-        """Answers a question about a clip; or questions about clips, as one batch, with the same answers.
+        """Answers a question about a clip; or questions about clips, as one batch. Greedy answers are those that each
+        would get alone.
 
         clip: opened, or encoded before (`encode`), or None for text only; or a list of these. question: one, or one
         for each clip. history: earlier (question, answer) pairs, the same for all. generation: see `generate_from`.
@@ -166,10 +178,32 @@ class Answers:
             raise VltError(
                 f"{len(clips)} clips and {len(questions)} questions were given; give one question, or one for each clip"
             )
-        encoded = [self.encode(c, branches, n_frames, coverage) if isinstance(c, Clip) else c for c in clips]
+        encoded = [self._encoded(c, branches=branches, n_frames=n_frames, coverage=coverage) for c in clips]
         asked = [self.prompt(e, q, history, system=system) for e, q in zip(encoded, questions, strict=True)]
         answers = self.generate_from(asked, [e.prefix if e else {} for e in encoded], **generation)
         return answers if many else answers[0]
+
+    def _encoded(self: VideoLlama, clip: Any, **encoding: Any) -> Encoded | None:
+        if isinstance(clip, Clip):
+            return self.encode(clip, **encoding)
+        if clip is not None and not isinstance(clip, Encoded):
+            raise VltError(f"a clip was given as {type(clip).__name__}; open it first: vlt.Clip(path)")
+        self._no_encoding(**encoding)
+        return clip
+
+    def _no_encoding(self: VideoLlama, **encoding: Any) -> None:
+        if idle := [name for name, value in encoding.items() if value is not None]:
+            raise VltError(f"{', '.join(idle)} would change nothing: there is no clip here, or it was encoded before")
+
+    @contextmanager
+    def _evaluating(self: VideoLlama) -> Iterator[None]:
+        """Without dropout, also in the middle of training."""
+        training = self.training
+        self.eval()
+        try:
+            yield
+        finally:
+            self.train(training)
 
     def chat(self: VideoLlama, clip: Clip, **encoding: Any) -> Chat:
         """A conversation about a clip, which is encoded once. encoding: see `encode`."""
@@ -181,27 +215,30 @@ class Answers:
         prefixes: Sequence[dict[str, Tensor]],
         *,
         sample: bool = False,
-        temperature: float = TEMPERATURE,
-        top_p: float = TOP_P,
+        temperature: float | None = None,
+        top_p: float | None = None,
         max_new_tokens: int = MAX_NEW_TOKENS,
         seed: int | None = None,
         **options: Any,
     ) -> list[Answer]:
         """Continues prompts, as one left-padded batch.
 
-        sample: draw from the most likely `top_p` of the distribution at `temperature`, from `seed`; else the most
-        likely token each time. An answer ends at the template's stop sign. options: further arguments of transformers'
-        `generate`, for example `streamer`.
+        prefixes: for each prompt, the soft tokens of the branches that it has a place for. sample: draw from the most
+        likely `top_p` (0.9) of the distribution at `temperature` (1.0), from `seed`; else the most likely token each
+        time. An answer ends at the template's stop sign. options: of transformers' `generate`, those of OPTIONS.
         """
+        self._check_generation(asked, prefixes, sample, {"temperature": temperature, "top_p": top_p, "seed": seed}, options)
         room = self.config.text_config.max_position_embeddings - max(self.length(p) for p in asked)
-        if room < 1 or max_new_tokens < 1:
-            raise VltError(
-                f"the prompt leaves room for {room} tokens and {max_new_tokens} were asked for; both must be at least 1"
-            )
-        drawing = {"do_sample": True, "temperature": temperature, "top_p": top_p} if sample else {"do_sample": False}
+        if not 1 <= max_new_tokens <= room:
+            limit = self.config.text_config.max_position_embeddings
+            left = f"of the language model's {limit} positions the prompt leaves {max(room, 0)}"
+            raise VltError(f"max_new_tokens is {max_new_tokens}; {left}")
+        drawing: dict[str, Any] = {"do_sample": sample}
+        if sample:
+            drawing |= {"temperature": temperature or TEMPERATURE, "top_p": top_p or TOP_P}
         tokenizer = self._tokenizer()
         stop = StopStringCriteria(tokenizer, [prompts.template(self.config.template).stop])
-        with torch.no_grad(), torch.random.fork_rng(enabled=seed is not None):
+        with torch.no_grad(), self._evaluating(), torch.random.fork_rng(enabled=seed is not None):
             if seed is not None:
                 torch.manual_seed(seed)
             given = {"prompt": list(asked), **self._batched(asked, prefixes)}
@@ -209,7 +246,7 @@ class Answers:
             new = self.language_model.generate(
                 inputs_embeds=out["prefix"],
                 attention_mask=out["prefix_mask"].long(),
-                max_new_tokens=min(max_new_tokens, room),
+                max_new_tokens=max_new_tokens,
                 stopping_criteria=StoppingCriteriaList([stop]),
                 pad_token_id=self._padding(),
                 use_cache=True,
@@ -217,6 +254,29 @@ class Answers:
                 **options,
             )
         return [self._answer(p, row.tolist()) for p, row in zip(asked, new, strict=True)]
+
+    def _check_generation(
+        self: VideoLlama,
+        asked: Sequence[Prompt],
+        prefixes: Sequence[dict[str, Tensor]],
+        sample: bool,
+        drawing: dict[str, float | None],
+        options: dict[str, Any],
+    ) -> None:
+        if len(asked) != len(prefixes) or not asked:
+            raise VltError(f"{len(asked)} prompts and {len(prefixes)} sets of soft tokens were given; one for each")
+        for prompt, prefix in zip(asked, prefixes, strict=True):
+            if set(prompt.branches) != set(prefix):
+                have, want = (", ".join(sorted(b)) or "none" for b in (prefix, set(prompt.branches)))
+                raise VltError(f"a prompt has places for the soft tokens of: {want}; given were those of: {have}")
+        for name in options:
+            if name not in OPTIONS:
+                raise VltError(f"no option {name!r} of generation; {nearest(name, [*OPTIONS, 'sample', 'max_new_tokens'])}")
+        given = {name: value for name, value in drawing.items() if value is not None}
+        if given and not sample:
+            raise VltError(f"{', '.join(given)} would change nothing without sample=True")
+        if given.get("temperature", 1.0) <= 0 or not 0 < given.get("top_p", 1.0) <= 1:
+            raise VltError(f"temperature must be above 0 and top_p in (0, 1]; got {given}")
 
     def _batched(self: VideoLlama, asked: Sequence[Prompt], prefixes: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
         """One tensor per branch that any prompt has a place for; rows of prompts without that place are never read."""
@@ -235,7 +295,7 @@ class Answers:
         cut = next((i for i, text in enumerate(texts) if style.stop in text), None)
         if cut is not None:
             kept, texts, ended = kept[:cut], texts[: cut + 1], "stop"
-        pieces = tuple(b[len(a) :] if b.startswith(a) else b for a, b in itertools.pairwise(texts))
+        pieces = _pieces(texts)
         text = style.clean(tokenizer.decode(kept, skip_special_tokens=True))
         return Answer(text, pieces, tuple(kept), ended, asked)
 
@@ -247,7 +307,7 @@ class Answers:
                 raise VltError(f"no branch {branch!r}; {nearest(branch, ('video', 'audio'))}")
             if branch not in self.branches:
                 raise VltError(f"this model has no {branch} branch")
-            if branch not in clip.branches:
+            if not (clip.n_frames if branch == "video" else clip.sound.state == "there"):
                 problem = clip.sound.problem if branch == "audio" else ""
                 raise VltError(f"{clip.path}: has no usable {branch}{': ' + problem if problem else ''}")
         if not branches:
@@ -272,6 +332,16 @@ class Answers:
     def _padding(self: VideoLlama) -> int:
         ends = self._end_ids()
         return min(ends) if ends else 0
+
+
+def _pieces(texts: Sequence[str]) -> tuple[str, ...]:
+    """From the text after 0, 1, 2, ... tokens, what each token adds. A character of several tokens comes with its last."""
+    out, said = [], texts[0]
+    for i, text in enumerate(texts[1:], start=1):
+        unfinished = text.endswith("\N{REPLACEMENT CHARACTER}") and i + 1 < len(texts)
+        out.append("" if unfinished else text[len(said) :])
+        said = said if unfinished else text
+    return tuple(out)
 
 
 class Chat:

@@ -325,6 +325,9 @@ def _renamed(state: State, origin: dict[str, str], config: Any, report: Report) 
         if (block := re.match(r"visual_encoder\.blocks\.(\d+)\.", key)) and int(block[1]) >= depth:
             report.skipped.setdefault(f"a ViT block beyond the {depth} that the original builds", []).append(f"eva: {key}")
             continue
+        if key == sizing.AUDIO_SCALE:
+            report.skipped["a constant: the length of audio embeddings, kept in the configuration"] = [f"{origin[key]}: {key}"]
+            continue
         name = _our_name(key)
         if name is None or name not in expected:
             near = f" (would be {name!r})" if name else ""

@@ -9,7 +9,11 @@ from transformers.configuration_utils import SubConfigSpec
 
 
 class AudioTrunkConfig(PreTrainedConfig):
-    """ImageBind's audio trunk. A spectrogram [mel, time] is cut into patches of `kernel_size`, every `stride`."""
+    """ImageBind's audio trunk. A spectrogram [mel, time] is cut into patches of `kernel_size`, every `stride`.
+
+    scale: the fixed length of an audio embedding (a vision embedding has length 1). A number here and no weight there,
+    so that half precision does not round it.
+    """
 
     model_type = "vlt_imagebind_audio"
 
@@ -23,6 +27,7 @@ class AudioTrunkConfig(PreTrainedConfig):
     num_times: int = 204
     kernel_size: int = 16
     stride: int = 10
+    scale: float = 20.0
 
     @property
     def grid(self) -> tuple[int, int]:

@@ -19,7 +19,6 @@ from transformers.models.blip_2.modeling_blip_2 import eager_attention_forward
 from vlt.errors import VltError, nearest
 from vlt.model.config import AudioTrunkConfig, ImageBindConfig, TextTrunkConfig, VisionTrunkConfig
 
-AUDIO_SCALE = 20.0  # fixed length of an audio embedding; a vision embedding has length 1
 TEXT_SCALE = 1 / 0.07  # learnt from here on
 MAX_SCALE = 100.0
 
@@ -121,21 +120,18 @@ class Trunk(nn.Module):
 class AudioTrunk(Trunk):
     """[b, 1, mel, time] -> [b, joint]."""
 
-    log_scale: Tensor
-
     def __init__(self, config: AudioTrunkConfig, joint_size: int) -> None:
         super().__init__(config, joint_size)
         self.class_token = nn.Parameter(torch.empty(1, 1, config.hidden_size))
         self.stem = nn.Conv2d(1, config.hidden_size, config.kernel_size, config.stride, bias=False)
         self.stem_norm = nn.LayerNorm(config.hidden_size, eps=STEM_EPS)
-        self.register_buffer("log_scale", torch.tensor(math.log(AUDIO_SCALE)))
 
     def tokens(self, x: Float[Tensor, "b 1 mel time"]) -> Float[Tensor, "b n d"]:
         patches = self.stem_norm(rearrange(self.stem(x), "b d h w -> b (h w) d"))
         return torch.cat([self.class_token.expand(len(x), -1, -1), patches], dim=1) + self.position
 
-    def scale(self) -> Tensor:
-        return self.log_scale.exp().clamp(max=MAX_SCALE)
+    def scale(self) -> float:
+        return self.config.scale
 
 
 class VisionTrunk(Trunk):
@@ -202,9 +198,8 @@ class ImageBind(PreTrainedModel):
         for name in ("position", "class_token", "bias_k", "bias_v"):
             if isinstance(parameter := getattr(module, name, None), nn.Parameter):
                 init.normal_(parameter, std=std)
-        if isinstance(module, AudioTrunk | TextTrunk):
-            scale = AUDIO_SCALE if isinstance(module, AudioTrunk) else TEXT_SCALE
-            init.constant_(module.log_scale, math.log(scale))
+        if isinstance(module, TextTrunk):
+            init.constant_(module.log_scale, math.log(TEXT_SCALE))
 
     def trunk(self, modality: str) -> nn.Module:
         trunk = self._modules.get(modality)

@@ -26,6 +26,9 @@ PUBLISHED = {
     "imagebind.text_num_heads": 16,
 }
 
+# The logarithm of the length of audio embeddings, which ours keep in the configuration.
+AUDIO_SCALE = "audio_encoder.modality_postprocessors.audio.1.log_logit_scale"
+
 # Keys that a sizes file may also hold: those that tensors tell are compared, the others describe a test's inputs.
 _TOLD = (
     "vit.embed_dim", "image_size", "bert.hidden_size", "bert.num_hidden_layers", "bert.intermediate_size", "n_query",
@@ -183,7 +186,7 @@ class _Reader:
 
     def imagebind(self) -> dict[str, Any]:
         stem = "audio_encoder.modality_preprocessors"
-        trunks = {}
+        trunks: dict[str, dict[str, Any]] = {}
         for name in ("audio", "vision", "text"):
             base = f"audio_encoder.modality_trunks.{name}.blocks"
             width = self.shape(f"{base}.0.norm_1.weight", 1)[0]
@@ -196,6 +199,8 @@ class _Reader:
         patch = self.shape(f"{stem}.vision.rgbt_stem.proj.1.weight", 5)[-1]
         side = round((self.rows(f"{stem}.vision.pos_embedding_helper.pos_embed") - 1) ** 0.5) * patch
         trunks["vision"] |= {"patch_size": patch, "image_size": side}
+        self.shape(AUDIO_SCALE, 0)
+        trunks["audio"]["scale"] = float(self.state[AUDIO_SCALE].exp().clamp(max=100))
         trunks["audio"]["kernel_size"] = self.shape(f"{stem}.audio.rgbt_stem.proj.weight", 4)[-1]
         trunks["text"]["vocab_size"] = self.shape(f"{stem}.text.token_embedding.weight")[0]
         trunks["text"]["num_positions"] = self.rows(f"{stem}.text.pos_embed")

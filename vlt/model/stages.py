@@ -8,7 +8,7 @@ question ─► prompt ───────────────────
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from torch import Tensor
 
@@ -105,7 +105,10 @@ def check(name: str, value: Tensor, config: VideoLlamaConfig) -> None:
     if not fits:
         words = ", ".join(f"{axis}{_words(want)}" for axis, want in zip(axes, expected, strict=True))
         raise VltError(f"stage {name!r} was given with shape {list(came)}; expected [{words}]")
-    if not (value.is_floating_point() or name == "prefix_mask"):
+    if name == "prefix_mask":
+        if not ((value == 0) | (value == 1)).all():
+            raise VltError("stage 'prefix_mask' was given with values other than 0 and 1")
+    elif not value.is_floating_point():
         raise VltError(f"stage {name!r} was given as {value.dtype}; expected floating point numbers")
 
 
@@ -124,14 +127,17 @@ def _words(want: int | range | None) -> str:
     return f" {want}"
 
 
-def needs(name: str, branches: Sequence[str]) -> tuple[str, ...]:
-    """What a stage is computed from, when the prompt has places for these branches."""
-    unused = {f"{branch}_prefix" for branch in ("video", "audio")} - {f"{branch}_prefix" for branch in branches}
+def needs(name: str, branches: Callable[[], Sequence[str]]) -> tuple[str, ...]:
+    """What a stage is computed from: the prefix, of the branches that the prompt has places for."""
+    if name != "prefix":
+        return stage(name).needs
+    unused = {"video_prefix", "audio_prefix"} - {f"{branch}_prefix" for branch in branches()}
     return tuple(n for n in stage(name).needs if n not in unused)
 
 
-def plan(given: Iterable[str], want: Iterable[str], branches: Sequence[str]) -> list[str]:
-    """The stages to compute, in order, so that each follows what it needs and nothing else is touched.
+def plan(given: Iterable[str], want: Iterable[str], branches: Callable[[], Sequence[str]]) -> list[str]:
+    """The stages to compute, in order, so that each follows what it needs and nothing else is touched. branches: asked
+    only where the language model's prefix is to be made.
 
     Raises `VltError` for an unknown name, for a wanted stage that needs something which was not given, and for a
     given stage that nothing wanted depends on: it would be ignored in silence.

@@ -111,11 +111,13 @@ class VideoLlama(Answers, PreTrainedModel):
             if len(values["prefix"]) > 1:
                 raise VltError("a batch of 'prefix' may hold padding: give 'prefix_mask' or 'prompt' with it")
             values["prefix_mask"] = torch.ones(values["prefix"].shape[:2], dtype=torch.bool, device=self.device)
-        for name in stages.plan(values, want, self._branches_of(values)):
-            needs = stages.needs(name, self._branches_of(values))
+        self._check_prefix(values)
+        for name in stages.plan(values, want, lambda: self._branches_of(values)):
+            needs = stages.needs(name, lambda: self._branches_of(values))
             self._synchronize(on_stage is not None)
             start = time.perf_counter()
-            values[name] = getattr(self, f"_{name}")(**{need: values[need] for need in needs})
+            extra = {"n_frames": self._frames_given(values)} if name == "prompt" else {}
+            values[name] = getattr(self, f"_{name}")(**{need: values[need] for need in needs}, **extra)
             self._synchronize(on_stage is not None)
             if on_stage is not None:
                 on_stage(name, values[name], time.perf_counter() - start)
@@ -132,9 +134,9 @@ class VideoLlama(Answers, PreTrainedModel):
     def _taken_in(self, name: str, value: Any) -> Any:
         if name in ("clip", "question", "prompt"):
             kind = {"clip": Clip, "question": str, "prompt": Prompt}[name]
-            items = [value] if isinstance(value, kind) else list(value)
+            items = [value] if isinstance(value, kind) or not isinstance(value, Sequence) else list(value)
             if wrong := [type(i).__name__ for i in items if not isinstance(i, kind)]:
-                raise VltError(f"{name!r} takes {kind.__name__} or a list of them; got {wrong[0]}")
+                raise VltError(f"{name!r} takes a {kind.__name__} or a list of them; got {wrong[0]}")
             return items
         if not isinstance(value, Tensor):
             raise VltError(
@@ -156,6 +158,17 @@ class VideoLlama(Answers, PreTrainedModel):
             counts = ", ".join(f"{name}: {size}" for name, size in sizes.items())
             raise VltError(f"what was given differs in its number of clips ({counts})")
 
+    def _check_prefix(self, values: Mapping[str, Any]) -> None:
+        if "prefix" not in values:
+            return
+        length = values["prefix"].shape[1]
+        if "prompt" in values:
+            expected = max(self.length(p) for p in values["prompt"])
+        else:
+            expected = values["prefix_mask"].shape[1] if "prefix_mask" in values else length
+        if length != expected:
+            raise VltError(f"'prefix' was given with {length} tokens; its prompt or mask has {expected}")
+
     def _branches_of(self, values: Mapping[str, Any]) -> tuple[str, ...]:
         """The branches for which the prompts have a place (before there is a prompt: all that the clips could fill)."""
         if "prompt" in values:
@@ -165,6 +178,13 @@ class VideoLlama(Answers, PreTrainedModel):
         else:
             found = set(self.branches)
         return tuple(branch for branch in ("video", "audio") if branch in found)
+
+    def _frames_given(self, values: Mapping[str, Any]) -> int | None:
+        """How many frames are looked at, where that is told by a stage that was given: the prompt names their times."""
+        for name in ("frames", "patches", "image_queries", "frame_tokens"):
+            if name in values:
+                return values[name].shape[1] // (self.config.num_image_queries if name == "frame_tokens" else 1)
+        return None
 
     def _synchronize(self, timing: bool) -> None:
         if timing and self.device.type == "cuda":
@@ -195,7 +215,7 @@ class VideoLlama(Answers, PreTrainedModel):
         return flat.unflatten(0, patches.shape[:2])
 
     def _frame_tokens(self, image_queries: Float[Tensor, "clip frame query d"]) -> Float[Tensor, "clip token d"]:
-        position = self.frame_position.weight[: image_queries.shape[1]]
+        position = self.frame_position(self._first(image_queries.shape[1])).to(image_queries.device)
         return rearrange(image_queries + position[:, None], "clip frame query d -> clip (frame query) d")
 
     def _video_queries(self, frame_tokens: Float[Tensor, "clip token d"]) -> Float[Tensor, "clip query d2"]:
@@ -208,7 +228,10 @@ class VideoLlama(Answers, PreTrainedModel):
         return self.imagebind.embed(spectrograms, "audio")
 
     def _segment_tokens(self, audio_features: Float[Tensor, "clip segment d"]) -> Float[Tensor, "clip segment d"]:
-        return audio_features + self.segment_position.weight[: audio_features.shape[1]]
+        return audio_features + self.segment_position(self._first(audio_features.shape[1])).to(audio_features.device)
+
+    def _first(self, count: int) -> Tensor:
+        return torch.arange(count, device=self.device)
 
     def _audio_queries(self, segment_tokens: Float[Tensor, "clip segment d"]) -> Float[Tensor, "clip query d2"]:
         return self._query(self.audio_qformer, self.audio_query_tokens, segment_tokens)
@@ -217,11 +240,11 @@ class VideoLlama(Answers, PreTrainedModel):
         return self.audio_projection(audio_queries)
 
     def _query(self, qformer: nn.Module, tokens: Tensor, seen: Float[Tensor, "b n d"]) -> Float[Tensor, "b query d2"]:
-        queries = tokens.expand(len(seen), -1, -1)
+        queries = tokens.expand(len(seen), -1, -1).to(seen.device)
         return qformer(query_embeds=queries, encoder_hidden_states=seen).last_hidden_state
 
-    def _prompt(self, clip: list[Clip], question: list[str]) -> list[Prompt]:
-        return [self.prompt(c, q) for c, q in zip(clip, question, strict=True)]
+    def _prompt(self, clip: list[Clip], question: list[str], n_frames: int | None = None) -> list[Prompt]:
+        return [self.prompt(c, q, n_frames=n_frames) for c, q in zip(clip, question, strict=True)]
 
     def _prefix_mask(self, prompt: list[Prompt]) -> Bool[Tensor, "clip token"]:
         lengths = torch.tensor([self.length(p) for p in prompt], device=self.device)
@@ -235,8 +258,9 @@ class VideoLlama(Answers, PreTrainedModel):
         audio_prefix: Float[Tensor, "clip audio_query d"] | None = None,
     ) -> Float[Tensor, "clip token d"]:
         soft: dict[str, Any] = {"video": video_prefix, "audio": audio_prefix}
+        place = self.get_input_embeddings().weight
         rows = [
-            torch.cat([soft[part][i] if isinstance(part, str) else self._embedded(part) for part in p.parts])
+            torch.cat([soft[part][i].to(place) if isinstance(part, str) else self._embedded(part) for part in p.parts])
             for i, p in enumerate(prompt)
         ]
         longest = max(len(row) for row in rows)
@@ -271,7 +295,7 @@ class VideoLlama(Answers, PreTrainedModel):
             return None
         labels = torch.full(mask.shape, -100, device=self.device)
         for row, p in zip(labels, prompts, strict=True):
-            texts = iter(p.labels or ())
+            texts = iter(p.labels or [(-100,) * len(x) for x in p.parts if not isinstance(x, str)])
             flat = [[-100] * self.config.num_queries[x] if isinstance(x, str) else next(texts) for x in p.parts]
             ids = [i for piece in flat for i in piece]
             row[len(row) - len(ids) :] = torch.tensor(ids, device=self.device)

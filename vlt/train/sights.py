@@ -59,7 +59,9 @@ def cover(thing: Thing, second: float, side: int) -> tuple[slice, slice, Float[n
     return slice(top, bottom), slice(left, right), share
 
 
-def masks(things: Sequence[Thing], seconds: Sequence[float], side: int) -> Bool[np.ndarray, "frame thing side side"]:
+def masks(
+    things: Sequence[Thing], seconds: Sequence[float] | np.ndarray, side: int
+) -> Bool[np.ndarray, "frame thing side side"]:
     out = np.zeros((len(seconds), len(things), side, side), dtype=bool)
     for i, second in enumerate(seconds):
         for j, thing in enumerate(things):
@@ -68,7 +70,9 @@ def masks(things: Sequence[Thing], seconds: Sequence[float], side: int) -> Bool[
     return out
 
 
-def draw(things: Sequence[Thing], seconds: Sequence[float], side: int, seed: int) -> UInt8[np.ndarray, "frame side side 3"]:
+def draw(
+    things: Sequence[Thing], seconds: Sequence[float] | np.ndarray, side: int, seed: int
+) -> UInt8[np.ndarray, "frame side side 3"]:
     random = np.random.default_rng([seed, 2])
     ground = _ground(random, side)
     paint = [np.clip(np.array(RGB[t.colour]) + random.normal(0, 10, 3), 0, 255) for t in things]

@@ -6,6 +6,7 @@ An answer repeats what it was asked about: with two things in the picture, the q
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -114,4 +115,4 @@ def about(made: Scene, draw: np.random.Generator) -> list[Talk]:
 
 def words(talks: Sequence[Talk]) -> set[str]:
     """The words that occur in them."""
-    return {word for talk in talks for text in (talk.question, talk.answer) for word in text.replace("?", "").replace(".", "").replace(",", "").split()}  # fmt: skip
+    return {word for talk in talks for text in (talk.question, talk.answer) for word in re.findall(r"[a-z]+", text)}

@@ -99,11 +99,11 @@ class Scene:
         """For each segment, whether there is sound in it."""
         return tuple(i in {sound.segment for sound in self.sounds} for i in range(N_SEGMENTS))
 
-    def frames(self, seconds: Sequence[float], side: int) -> UInt8[np.ndarray, "frame side side 3"]:
+    def frames(self, seconds: Sequence[float] | np.ndarray, side: int) -> UInt8[np.ndarray, "frame side side 3"]:
         """The picture at these times."""
         return sights.draw(self.things, seconds, side, self.seed)
 
-    def masks(self, seconds: Sequence[float], side: int) -> Bool[np.ndarray, "frame thing side side"]:
+    def masks(self, seconds: Sequence[float] | np.ndarray, side: int) -> Bool[np.ndarray, "frame thing side side"]:
         """Which pixels belong to each thing: those that it covers by more than half."""
         return sights.masks(self.things, seconds, side)
 
