@@ -147,10 +147,12 @@ def write_media(
     frames: int | None = None,
     stamps: list[int] | None = None,
     options: dict[str, str] | None = None,
+    codec_options: dict[str, str] | None = None,
+    sound_after: float = 0.0,
 ) -> None:
     """A real file, written with PyAV. size None: no pictures. sound None: no sound. stamps: frame times in 1/fps s."""
     with av.open(str(path), "w", options=options or {}) as container:
-        video = container.add_stream(codec, rate=fps) if size else None
+        video = container.add_stream(codec, rate=fps, options=codec_options or {}) if size else None
         if video is not None:
             video.width, video.height, video.pix_fmt = *size, pixels
             video.codec_context.time_base = Fraction(1, fps)
@@ -168,6 +170,6 @@ def write_media(
             for start in range(0, block.shape[1], 1024):
                 piece = np.ascontiguousarray(block[:, start : start + 1024])
                 frame = av.AudioFrame.from_ndarray(piece, format="fltp", layout="stereo" if channels == 2 else "mono")
-                frame.sample_rate, frame.pts, frame.time_base = rate, start, Fraction(1, rate)
+                frame.sample_rate, frame.pts, frame.time_base = rate, start + int(sound_after * rate), Fraction(1, rate)
                 container.mux(audio.encode(frame))
             container.mux(audio.encode(None))

@@ -117,6 +117,25 @@ def test_bad_options(options: list[str], message: str, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_clip_is_not_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").write_bytes(CLIP.read_bytes())
+    refused(vlt("probe", tmp_path / "a.mp4", "--json", tmp_path / "a.mp4"), "is the clip itself")
+    assert (tmp_path / "a.mp4").read_bytes() == CLIP.read_bytes()
+
+
+def test_a_name_cannot_drive_the_terminal(tmp_path: Path) -> None:
+    path = tmp_path / "\x1b[31m:cat:.mp4"
+    path.write_bytes(CLIP.read_bytes())
+    done = vlt("probe", path, "--max-new-tokens", 1)
+    assert done.returncode == 0, done.stderr
+    assert "\x1b" not in done.stdout
+    assert ":cat:" in done.stdout
+    path.write_bytes(b"x")
+    done = vlt("probe", path)
+    refused(done, ":cat:")
+    assert "\x1b" not in done.stderr
+
+
 def test_stages() -> None:
     done = vlt("stages")
     assert done.returncode == 0

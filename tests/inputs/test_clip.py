@@ -200,6 +200,81 @@ def test_a_playlist_does_not_open_other_files(media, tmp_path: Path, name: str, 
         Clip(tmp_path / name)
 
 
+def test_sound_that_begins_later(media) -> None:
+    assert Clip(media("later.mkv", sound="pcm_s16le", sound_after=1.5)).sound.start == pytest.approx(1.5, abs=0.01)
+    assert Clip(media("a.mkv")).sound.start == pytest.approx(0.0, abs=0.05)
+
+
+def test_a_name_that_looks_like_an_address(media, tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "10:30.mp4").write_bytes(media("a.mp4").read_bytes())
+    monkeypatch.chdir(tmp_path)
+    clip = Clip("10:30.mp4")
+    assert clip.frames(2, 16).shape[0] == 2
+    assert clip.spectrograms().shape[0] == 8
+
+
+def test_a_name_that_is_too_long() -> None:
+    with pytest.raises(VltError, match="cannot be opened"):
+        Clip("x" * 300 + ".mp4")
+
+
+def test_a_grey_picture_of_sixteen_bits(tmp_path: Path) -> None:
+    grey = np.linspace(0, 65535, 40 * 40).reshape(40, 40).astype(np.uint16)
+    Image.fromarray(grey).save(tmp_path / "grey.png")
+    pixels = Clip(tmp_path / "grey.png").pixels(1, 40)[0]
+    assert np.abs(pixels[..., 0].astype(int) - (grey >> 8)).max() <= 1
+
+
+def test_an_mp3_with_scraps_in_it(media, tmp_path: Path) -> None:
+    whole = media("a.mp3", size=None, sound="libmp3lame").read_bytes()
+    half = len(whole) // 2
+    (tmp_path / "scraps.mp3").write_bytes(whole[:half] + b"APETAGEX" + bytes(300) + whole[half:] + b"APETAGEX" * 40)
+    clip = Clip(tmp_path / "scraps.mp3")
+    assert clip.sound.duration == pytest.approx(2.0, abs=0.2)
+    assert clip.spectrograms().isfinite().all()
+
+
+def test_a_padded_gif(tmp_path: Path) -> None:
+    pictures = [Image.fromarray(np.full((20, 30, 3), i * 40, dtype=np.uint8)) for i in range(3)]
+    pictures[0].save(tmp_path / "a.gif", save_all=True, append_images=pictures[1:], duration=200)
+    (tmp_path / "a.gif").write_bytes((tmp_path / "a.gif").read_bytes() + b"\0")
+    assert Clip(tmp_path / "a.gif").n_frames == 3
+
+
+def test_a_sample_rate_that_no_recording_has(tmp_path: Path, media) -> None:
+    content = bytearray(media("a.wav", size=None, sound="pcm_s16le").read_bytes())
+    content[24:28] = (4_000_000).to_bytes(4, "little")
+    (tmp_path / "fast.wav").write_bytes(content)
+    with pytest.raises(VltError, match="4000000 samples per second; at most 768000"):
+        Clip(tmp_path / "fast.wav")
+
+
+BOMB = """
+import resource, sys
+from vlt import Clip, VltError
+base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+try:
+    Clip(sys.argv[1])
+except VltError as error:
+    print(error)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - base) / 1024)
+"""
+
+
+def test_an_index_that_promises_more_than_the_file_can_hold(media, tmp_path: Path) -> None:
+    """A few kilobytes whose table of samples says forty million: refused before the table is built."""
+    content = bytearray(media("a.mp4").read_bytes())
+    at = content.index(b"stsz") + 4
+    content[at + 4 : at + 12] = (1).to_bytes(4, "big") + (40_000_000).to_bytes(4, "big")
+    (tmp_path / "bomb.mp4").write_bytes(content)
+    done = subprocess.run(
+        [sys.executable, "-c", BOMB, tmp_path / "bomb.mp4"], capture_output=True, text=True, timeout=60, check=True
+    )
+    message, grown = done.stdout.splitlines()
+    assert "promises 40000000 samples" in message
+    assert float(grown) < 60  # MB
+
+
 def test_cover_art_is_no_video(media, tmp_path: Path) -> None:
     import av
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -94,6 +96,44 @@ def test_frames_are_the_ones_that_were_written(media) -> None:
     written = np.stack([moving_square(i, 64, 64) for i in range(clip.n_frames)]).astype(int)
     nearest = [int(np.abs(written - got).mean(axis=(1, 2, 3)).argmin()) for got in clip.pixels(8, 64)]
     assert nearest == clip.frame_indices(8).tolist()
+
+
+def turned(source: Path, target: Path, degrees: int) -> Path:
+    """The same mp4 with a display matrix, as telephones write: pictures are to be turned clockwise by so much."""
+    content = bytearray(source.read_bytes())
+    cosine, sine = {90: (0, 1), 180: (-1, 0), 270: (0, -1)}[degrees]
+    at = content.index(b"tkhd") + 44  # after version, times, id, duration, layer, volume
+    content[at : at + 36] = struct.pack(">9i", cosine << 16, sine << 16, 0, -sine << 16, cosine << 16, 0, 0, 0, 1 << 30)
+    target.write_bytes(content)
+    return target
+
+
+@pytest.mark.parametrize("degrees", [90, 180, 270])
+def test_turned_videos_are_upright_in_both_readers(media, tmp_path: Path, degrees: int) -> None:
+    plain = Clip(media("flat.mp4", size=(96, 64), sound=None))
+    clip = Clip(turned(plain.path, tmp_path / "turned.mp4", degrees))
+    assert clip.size == ((64, 96) if degrees != 180 else (96, 64))
+    upright = np.rot90(plain.pixels(8, 96, "pyav"), -degrees // 90, axes=(1, 2)).astype(int)
+    other = np.rot90(plain.pixels(8, 96, "pyav"), degrees // 90 + 1, axes=(1, 2)).astype(int)
+    ours = clip.pixels(8, 96, "pyav")
+    assert np.abs(ours - upright).mean() < 5 < np.abs(ours - other).mean()
+    if importlib.util.find_spec("decord"):
+        assert np.array_equal(clip.pixels(8, 224, "pyav"), clip.pixels(8, 224, "decord"))
+        assert np.array_equal(clip.pixels(8, 96), ours)  # by default PyAV everywhere
+
+
+def test_open_groups_of_pictures_are_read_rightly(media) -> None:
+    """decord would give other frames: it is passed over, and refused where it is asked for by name."""
+    codec = {"x264-params": "open-gop=1:keyint=5:min-keyint=5:bframes=2:b-adapt=0:scenecut=0"}
+    clip = Clip(media("open.mp4", size=(64, 64), sound=None, seconds=3.0, codec_options=codec))
+    stream = clip._stream
+    assert stream is not None
+    assert stream.open_groups
+    through = video._read_pyav(clip.path, stream, list(range(30)), 64)
+    for i in range(30):
+        assert np.array_equal(video.read_frames(clip.path, stream, [i], 64)[0], through[i])
+    with pytest.raises(VltError, match="has open groups of pictures"):
+        clip.pixels(reader="decord")
 
 
 def test_true_times_of_a_varying_rate(media) -> None:

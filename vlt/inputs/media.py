@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
+from typing import BinaryIO
 
 import av
 import av.error
@@ -99,6 +100,39 @@ def check_file(path: Path) -> None:
         raise VltError(f"{path}: may not be read by this user")
 
 
+def _check_index(path: Path) -> None:
+    """An mp4's table of samples is built in memory before one is read; it cannot rightly name more samples than the
+    file has bytes."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        if file.read(12)[4:8] not in (b"ftyp", b"moov", b"free", b"wide", b"mdat", b"skip"):
+            return
+        for kind, start, _ in _boxes(file, 0, size):
+            if kind == b"stsz":
+                file.seek(start + 8)
+                count = int.from_bytes(file.read(4), "big")
+                if count > size:
+                    raise VltError(f"{path}: is damaged (its index promises {count} samples in {size} bytes)")
+
+
+def _boxes(file: BinaryIO, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
+    """(kind, start, end) of the contents of every box that is on the way to a table of samples."""
+    while start + 8 <= end:
+        file.seek(start)
+        head = file.read(16)
+        length, kind, header = int.from_bytes(head[:4], "big"), head[4:8], 8
+        if length == 1:
+            length, header = int.from_bytes(head[8:16], "big"), 16
+        last = end if length == 0 else start + length
+        if length and length < header:
+            return
+        if kind in (b"moov", b"trak", b"mdia", b"minf", b"stbl"):
+            yield from _boxes(file, start + header, min(last, end))
+        elif kind == b"stsz":
+            yield kind, start + header, last
+        start = last
+
+
 def is_picture(path: Path) -> bool:
     """True for PNG and JPEG files, by their first bytes: a name proves nothing."""
     with path.open("rb") as file:
@@ -113,6 +147,7 @@ def scan(path: Path) -> tuple[VideoStream | None, bool]:
     that the file is whole. A file that ends early is refused (an mp3 cannot tell). Decodes one frame, to see how the
     pictures are turned.
     """
+    _check_index(path)
     with open_media(path) as container:
         stream = next((s for s in container.streams.video if not _is_cover(s)), None)
         stamps: list[int] = []

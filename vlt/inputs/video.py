@@ -94,7 +94,8 @@ def read_frames(
     if len(indices) == 0 or min(indices) < 0 or max(indices) >= len(stream.stamps):
         raise VltError(f"{path}: frames {list(indices)} were asked for; it has frames 0..{len(stream.stamps) - 1}")
     if reader is None:
-        known = stream.format in media.INDEXED and not stream.open_groups
+        # decord's own turning differs from ours where one side needs no scaling: then the platform would decide
+        known = stream.format in media.INDEXED and not stream.open_groups and not stream.turned
         reader = "decord" if known and importlib.util.find_spec("decord") is not None else "pyav"
     elif reader == "decord" and stream.open_groups:
         raise VltError(f"{path}: has open groups of pictures, of which decord gives other frames than asked for; use 'pyav'")
