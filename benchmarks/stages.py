@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 
 import vlt
 
-CLIP = Path(__file__).parents[1] / "data" / "clips" / "shapes.mp4"
+CLIP = Path(__file__).parents[1] / "data" / "clips" / "two_bell.mp4"
 
 
 def seconds(call: Callable[[], object]) -> float:

@@ -12,7 +12,7 @@ import pytest
 from tests.conftest import CHECKPOINTS, REFERENCE
 from vlt.model import stages
 
-CLIP = Path(__file__).parents[1] / "data" / "clips" / "shapes.mp4"
+CLIP = Path(__file__).parents[1] / "data" / "clips" / "two_bell.mp4"
 
 
 def vlt(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:

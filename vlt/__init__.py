@@ -1,7 +1,7 @@
 """vlt, the Video-LLaMA toolkit: see into a model that watches and listens.
 
 model = vlt.load()
-clip = vlt.Clip("data/clips/shapes.mp4")
+clip = vlt.Clip("data/clips/two_bell.mp4")
 print(model.answer(clip, "What do you see?"))
 model.run({"clip": clip}, want=["video_prefix"])
 """

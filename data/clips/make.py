@@ -1,55 +1,61 @@
-"""Makes `shapes.mp4`: a red disc crosses a dark room from left to right, and a bell rings twice.
+"""Makes the clips in this folder: a dozen moments of vlt's small world, each an mp4 with its truth beside it as JSON.
 
-python data/clips/make.py
+    python data/clips/make.py
+
+Every clip is the first scene, counted from seed 0, that is what its name says.
 """
 
 from __future__ import annotations
 
-from fractions import Fraction
+from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 
-import av
-import numpy as np
+from tqdm.auto import tqdm
 
-SECONDS, FPS, SIDE, RATE = 4, 12, 128, 16_000
+from vlt.train import world
+from vlt.train.world import Scene
 
-
-def picture(second: float) -> np.ndarray:
-    y, x = np.mgrid[:SIDE, :SIDE]
-    room = np.stack([40 + y / 4, 50 + y / 4, 70 + x / 4], axis=-1)
-    disc = (x - (16 + 96 * second / SECONDS)) ** 2 + (y - 70) ** 2 < 18**2
-    room[disc] = (220, 40, 40)
-    return room.astype(np.uint8)
+CRF = 30  # small files; what is in them stays plain
 
 
-def bell(strikes: tuple[float, ...] = (0.5, 2.5)) -> np.ndarray:
-    time = np.arange(SECONDS * RATE) / RATE
-    wave = np.zeros_like(time)
-    for strike in strikes:
-        since = np.clip(time - strike, 0, None)
-        ring = sum(np.sin(2 * np.pi * 660 * ratio * since) / ratio for ratio in (1, 2.76, 5.4))
-        wave += (time >= strike) * np.exp(-3 * since) * ring
-    return (0.3 * wave).astype(np.float32)[None]
+def thing(made: Scene, i: int, shape: str, colour: str, motion: str) -> bool:
+    t = made.things[i]
+    return (t.shape, t.colour, t.motion) == (shape, colour, motion)
+
+
+CLIPS: dict[str, tuple[dict[str, object], Callable[[Scene], bool]]] = {
+    "bell": ({"n_things": 1, "n_sounds": 2, "counterfactual": False}, lambda m: thing(m, 0, "circle", "red", "right")),
+    "buzz": ({"n_things": 1, "n_sounds": 1, "counterfactual": False}, lambda m: thing(m, 0, "square", "blue", "up")),
+    "chirp": ({"n_things": 1, "n_sounds": 3, "counterfactual": False}, lambda m: thing(m, 0, "triangle", "yellow", "left")),
+    "click": ({"n_things": 1, "n_sounds": 1, "counterfactual": False}, lambda m: thing(m, 0, "star", "white", "down")),
+    "hum": ({"n_things": 1, "n_sounds": 2, "counterfactual": False}, lambda m: thing(m, 0, "cross", "green", "still")),
+    "counterfactual_bell": (
+        {"n_things": 1, "n_sounds": 2, "counterfactual": True},
+        lambda m: m.voice == "bell" and thing(m, 0, "square", "purple", "right"),
+    ),
+    "counterfactual_two": (
+        {"n_things": 2, "n_sounds": 1, "counterfactual": True},
+        lambda m: m.voice == "hum" and {t.motion for t in m.things} == {"left", "right"},
+    ),
+    "silent": ({"n_things": 1, "n_sounds": 0}, lambda m: thing(m, 0, "star", "yellow", "up")),
+    "silent_two": ({"n_things": 2, "n_sounds": 0}, lambda m: {t.motion for t in m.things} == {"up", "still"}),
+    "sound_only": ({"n_things": 0, "n_sounds": 2}, lambda m: m.voice == "chirp"),
+    "two_bell": (
+        {"n_things": 2, "n_sounds": 1, "counterfactual": False},
+        lambda m: m.voice == "bell" and {t.motion for t in m.things} == {"left", "still"},
+    ),
+    "two_click": (
+        {"n_things": 2, "n_sounds": 3, "counterfactual": False},
+        lambda m: m.voice == "click" and {t.motion for t in m.things} == {"down", "right"},
+    ),
+}
 
 
 def main() -> None:
-    with av.open(str(Path(__file__).with_name("shapes.mp4")), "w") as container:
-        video, audio = container.add_stream("libx264", rate=FPS), container.add_stream("aac", rate=RATE, layout="mono")
-        video.width = video.height = SIDE
-        video.pix_fmt = "yuv420p"
-        for i in range(SECONDS * FPS):
-            frame = av.VideoFrame.from_ndarray(picture(i / FPS), format="rgb24")
-            frame.pts, frame.time_base = i, Fraction(1, FPS)
-            container.mux(video.encode(frame))
-        container.mux(video.encode(None))
-        sound = bell()
-        for start in range(0, sound.shape[1], 1024):
-            block = av.AudioFrame.from_ndarray(
-                np.ascontiguousarray(sound[:, start : start + 1024]), format="fltp", layout="mono"
-            )
-            block.sample_rate, block.pts, block.time_base = RATE, start, Fraction(1, RATE)
-            container.mux(audio.encode(block))
-        container.mux(audio.encode(None))
+    for name, (fixed, wanted) in tqdm(CLIPS.items()):
+        made = next(made for made in (world.scene(seed, **fixed) for seed in count()) if wanted(made))
+        world.write(made, Path(__file__).with_name(f"{name}.mp4"), crf=CRF)
 
 
 if __name__ == "__main__":

@@ -161,7 +161,6 @@ def llm_tokenizer(folder: Path) -> Any:
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # transformers and its tokenizer back-ends raise many kinds
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise VltError(
-            f"--llm {folder}: its tokenizer cannot be read ({first}); put the model's tokenizer files there"
+            f"--llm {folder}: its tokenizer cannot be read ({first_line(error)}); put the model's tokenizer files there"
         ) from error
