@@ -178,6 +178,8 @@ def test_encoding_options_without_a_clip_are_refused(boxed: VideoLlama, clips: d
             boxed.answer(clip, "What?", **options)
     with pytest.raises(VltError, match="given as str; open it first"):
         boxed.answer("a.mp4", "What?")
+    with pytest.raises(VltError, match="given as str; open it first"):
+        boxed.chat("a.mp4")
 
 
 def test_soft_tokens_must_fit_the_prompt(boxed: VideoLlama, clips: dict[str, Clip | None]) -> None:

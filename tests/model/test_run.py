@@ -149,6 +149,7 @@ BAD = {
     "missing": ({"frames": 0}, ["audio_prefix"], "'audio_prefix' cannot be computed: 'clip' was not given"),
     "idle": ({"frames": 0, "patches": 0}, ["video_prefix"], "given 'frames' would change nothing"),
     "other branch": ({"frames": 0, "spectrograms": 0}, ["video_prefix"], "given 'spectrograms' would change nothing"),
+    "nothing": ({"frames": 0}, [], "no stage is wanted"),
     "no tensor": ({"frames": [1, 2]}, ["patches"], "was given as list; expected a tensor"),
 }
 

@@ -27,6 +27,8 @@ MAX_NEW_TOKENS = 300
 TOP_P = 0.9
 TEMPERATURE = 1.0
 
+_NO_CLIP = "a clip was given as {}; open it first: vlt.Clip(path)"
+
 # What may be handed through to transformers' `generate`: what neither draws several answers nor undoes the rest.
 OPTIONS = ("streamer", "logits_processor", "top_k", "min_new_tokens", "repetition_penalty", "no_repeat_ngram_size", "num_beams")
 
@@ -100,6 +102,8 @@ class Answers:
         coverage: str | None = None,
     ) -> tuple[dict[str, tuple[Tensor, float]], tuple[str, ...]]:
         """What the encoders are given: stage -> (tensor of one clip, seconds it took to read), and the branches used."""
+        if not isinstance(clip, Clip):
+            raise VltError(_NO_CLIP.format(type(clip).__name__))
         if coverage is not None:
             check_coverage(coverage)
         chosen, config = self._chosen(clip, branches), self.config
@@ -187,7 +191,7 @@ class Answers:
         if isinstance(clip, Clip):
             return self.encode(clip, **encoding)
         if clip is not None and not isinstance(clip, Encoded):
-            raise VltError(f"a clip was given as {type(clip).__name__}; open it first: vlt.Clip(path)")
+            raise VltError(_NO_CLIP.format(type(clip).__name__))
         self._no_encoding(**encoding)
         return clip
 

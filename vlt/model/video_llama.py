@@ -105,6 +105,8 @@ class VideoLlama(Answers, PreTrainedModel):
         want = [want] if isinstance(want, str) else list(want)
         for name in [*given, *want]:
             stages.stage(name)
+        if not want:
+            raise VltError("no stage is wanted; `vlt stages` lists all")
         values = {name: self._taken_in(name, value) for name, value in given.items()}
         self._check_batch(values)
         if "prefix" in values and not {"prefix_mask", "prompt", "question"} & set(values) and "logits" in want:
