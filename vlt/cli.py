@@ -244,8 +244,8 @@ def convert(
         out.print(f"--{later} overrides {count} tensors of --{first}", highlight=False, markup=False)
     if report.unused_sizes:
         out.print(f"not used from --sizes: {', '.join(report.unused_sizes)}", highlight=False, markup=False)
-    told = "as asked" if template else "told from the language model; --template changes it"
-    out.print(f"chat format: {report.template} ({told})", highlight=False, markup=False)
+    how = "as asked" if template else "told from the language model; --template changes it"
+    out.print(f"chat format: {report.template} ({how})", highlight=False, markup=False)
     out.print(f"{output}: open it with vlt.load({str(output)!r})", highlight=False, markup=False)
 
 
