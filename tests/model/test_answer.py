@@ -194,12 +194,14 @@ def test_soft_tokens_must_fit_the_prompt(boxed: VideoLlama, clips: dict[str, Cli
 def test_answers_in_the_middle_of_training(boxed: VideoLlama, clips: dict[str, Clip | None]) -> None:
     """No dropout while answering, and training goes on after."""
     model = copy.deepcopy(boxed).train()
+    model.vision_model.eval()
     assert (
         model.answer(clips["longer"], "What?", max_new_tokens=4).ids
         == boxed.answer(clips["longer"], "What?", max_new_tokens=4).ids
     )
     assert model.training
     assert model.video_qformer.training
+    assert not model.vision_model.training
 
 
 def test_the_prompt_names_the_frames_that_are_given(boxed: VideoLlama, clips: dict[str, Clip | None]) -> None:

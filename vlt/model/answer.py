@@ -202,12 +202,13 @@ class Answers:
     @contextmanager
     def _evaluating(self: VideoLlama) -> Iterator[None]:
         """Without dropout, also in the middle of training."""
-        training = self.training
+        training = [module for module in self.modules() if module.training]
         self.eval()
         try:
             yield
         finally:
-            self.train(training)
+            for module in training:
+                module.training = True
 
     def chat(self: VideoLlama, clip: Clip, **encoding: Any) -> Chat:
         """A conversation about a clip, which is encoded once. encoding: see `encode`."""
