@@ -105,7 +105,7 @@ def test_bad_clips(media, tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--model", "nowhere/at/all"], "cannot be opened"),
+        (["--model", "nowhere/at/all"], "no such folder"),
         (["--branch", "vidio"], "no branch 'vidio'; nearest: video"),
         (["--coverage", "hole"], "no coverage 'hole'; nearest: whole"),
         (["--n-frames", "40"], "40 frames were asked for"),

@@ -153,6 +153,17 @@ def test_a_directory(tmp_path: Path) -> None:
         Clip(tmp_path)
 
 
+def test_no_path() -> None:
+    with pytest.raises(VltError, match="opened by the path of its file"):
+        Clip("")
+
+
+def test_a_container_that_is_not_on_the_list(media) -> None:
+    """ffmpeg could read it; what is read is a short list on purpose."""
+    with pytest.raises(VltError, match="cannot be read as mp4"):
+        Clip(media("a.avi", codec="mpeg4", sound=None))
+
+
 def test_a_pipe(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.mp4")
     with pytest.raises(VltError, match="is not a regular file"):

@@ -105,8 +105,11 @@ def test_the_stop_sign_ends_an_answer(says: str, template: str, text: str, ended
     model = scripted(box.stand_in().eval(), says)
     model.config.template = template
     limit = len(says) + 5 if ended == "length" else 200
-    answer = model.answer(None, "Go.", max_new_tokens=limit)
+    with patch.object(model.language_model, "forward", wraps=model.language_model.forward) as forward:
+        answer = model.answer(None, "Go.", max_new_tokens=limit)
+    steps = forward.call_count
     assert (answer.text, answer.ended) == (text, ended)
+    assert steps <= len(says) if ended == "stop" else steps == limit  # it does not go on behind the stop sign
     assert "".join(answer.tokens).split("###")[0].split("</s>")[0].startswith(text[:5] if ended == "length" else says[:5])
     assert len(answer.tokens) == len(answer.ids) <= limit
     if ended == "stop":
@@ -145,6 +148,12 @@ def test_coverage_and_number_of_frames_reach_the_encoders(boxed: VideoLlama, cli
     assert not torch.equal(original.prefix["video"], four.prefix["video"])
     with pytest.warns(UserWarning, match="positions of frames 8 to 8 were never trained"):
         boxed.encode(clip, n_frames=9)
+    assert boxed.encode(clip, branches="video").branches == ("video",)
+    with pytest.raises(VltError, match="n_frames = 4 would change nothing"):
+        boxed.encode(clips["still"], n_frames=4)
+    for question in ("", None, 3):
+        with pytest.raises(VltError, match="a question is a text with something in it"):
+            boxed.answer(clip, question)
 
 
 BAD = {
@@ -152,15 +161,19 @@ BAD = {
     "no branch": ({"branches": []}, "no branch was asked for"),
     "too many frames": ({"n_frames": 33}, "33 frames were asked for; this model has positions for 32"),
     "no frames": ({"n_frames": 0}, "at least 1"),
-    "too many tokens": ({"max_new_tokens": 2000}, r"max_new_tokens is 2000; of the language model's 2048 positions the prompt"),
+    "too many tokens": (
+        {"max_new_tokens": 2000},
+        r"max_new_tokens is 2000; .* of the language model's 2048 positions, which leaves",
+    ),
     "temperature alone": ({"temperature": 0.5, "seed": 3}, "temperature, seed would change nothing without sample=True"),
     "temperature": ({"sample": True, "temperature": -1.0}, r"temperature must be above 0 and top_p in \(0, 1\]"),
-    "generate's own": ({"do_sample": True}, "no option 'do_sample' of generation; nearest: sample"),
+    "generate's own": ({"do_sample": True}, "no option 'do_sample' of answers; nearest: sample"),
+    "misspelt": ({"n_frame": 4}, "no option 'n_frame' of answers; nearest: n_frames"),
     "several answers": ({"num_return_sequences": 2}, "no option 'num_return_sequences'"),
     "idle coverage": ({"branches": ["video"], "coverage": "whole"}, "coverage = 'whole' would change nothing: the audio of"),
     "idle frames": ({"branches": ["audio"], "n_frames": 4}, "n_frames = 4 would change nothing: the video of"),
     "coverage": ({"coverage": "half"}, "no coverage 'half'"),
-    "no tokens": ({"max_new_tokens": 0}, "max_new_tokens is 0; of the language model's 2048 positions"),
+    "no tokens": ({"max_new_tokens": 0}, "max_new_tokens is 0; the prompt"),
 }
 
 
@@ -241,7 +254,7 @@ def test_a_branch_that_the_clip_has_not(boxed: VideoLlama, clips: dict[str, Clip
 
 
 def test_a_prompt_that_is_too_long_is_refused_not_cut(boxed: VideoLlama) -> None:
-    with pytest.raises(VltError, match=r"max_new_tokens is 300; .* the prompt leaves 0"):
+    with pytest.raises(VltError, match=r"max_new_tokens is 300; .* which leaves 0"):
         boxed.answer(None, "word " * 2000)
 
 

@@ -145,7 +145,16 @@ def test_weights_that_do_not_fit_are_refused(saved: Path, tmp_path: Path, change
         vlt.load(folder)
 
 
-def test_no_model_there(tmp_path: Path) -> None:
+def test_no_model_there(tmp_path: Path, boxed: VideoLlama) -> None:
+    for name in ("nowhere", "./nowhere", tmp_path / "nowhere"):
+        with pytest.raises(VltError, match="no such folder"):
+            vlt.load(name)
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(VltError, match="is a file"):
+        vlt.load(tmp_path / "file")
+    with pytest.raises(VltError, match="is a file; give a folder"):
+        boxed.save_pretrained(tmp_path / "file")
+    (tmp_path / "file").unlink()
     with pytest.raises(VltError, match=r"holds no config\.json"):
         vlt.load(tmp_path)
 

@@ -141,6 +141,14 @@ def test_from_clip_and_question(boxed: VideoLlama, media) -> None:
     assert out["prompt"][0].branches == ("audio", "video")
     silent = boxed.run({"clip": Clip(media("silent.mp4", sound=None)), "question": "What?"}, ["logits", "prompt"])
     assert silent["prompt"][0].branches == ("video",)
+    both = [clip, Clip(media("a.mp4"))]
+    assert boxed.run({"clip": both, "question": "What?"}, ["logits"])["logits"].shape[0] == 2
+    with pytest.raises(VltError, match="do not make one batch"):
+        boxed.run({"clip": [clip, Clip(media("silent.mp4", sound=None))], "question": "What?"}, ["logits"])
+    with pytest.raises(VltError, match="a prompt also needs its clip"):
+        boxed.run({"question": "What?"}, ["logits"])
+    with pytest.warns(UserWarning, match="positions of frames 8 to 15 were never trained"):
+        boxed.run({"frames": out["frames"].repeat(1, 2, 1, 1, 1)}, ["video_prefix"])
 
 
 BAD = {
@@ -181,6 +189,10 @@ def test_wrong_numbers(tiny, everything) -> None:
         tiny.run({"frames": torch.zeros(1, 3, 3, 42, 42, dtype=torch.uint8)}, ["patches"])
     with pytest.raises(VltError, match=r"differs in its number of clips \(frames: 1, prompt: 2\)"):
         tiny.run({"frames": torch.zeros(1, 3, 3, 42, 42), "prompt": [PROMPT, PROMPT]}, ["prefix"])
+    with pytest.raises(VltError, match="numbers that are not finite"):
+        tiny.run({"frames": torch.full((1, 3, 3, 42, 42), float("nan"))}, ["patches"])
+    with pytest.raises(VltError, match="'clip' was given as an empty list"):
+        tiny.run({"clip": []}, ["frames"])
     with pytest.raises(VltError, match="values other than 0 and 1"):
         tiny.run({"prefix": everything["prefix"], "prefix_mask": torch.full(everything["prefix"].shape[:2], 0.5)}, ["logits"])
     with pytest.raises(VltError, match="'prefix' was given with 22 tokens; its prompt or mask has 21"):

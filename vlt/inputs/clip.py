@@ -32,6 +32,8 @@ class Clip:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
+        if not isinstance(path, str | os.PathLike) or not str(path):
+            raise VltError(f"a clip is opened by the path of its file, not by {path!r}")
         self.path = Path(path)
         media.check_file(self.path)
         self._stream: media.VideoStream | None = None

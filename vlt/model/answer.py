@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import time
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -26,6 +25,20 @@ if TYPE_CHECKING:
 MAX_NEW_TOKENS = 300
 TOP_P = 0.9
 TEMPERATURE = 1.0
+
+# The other options of `answer`.
+_ANSWERING = (
+    "sample",
+    "temperature",
+    "top_p",
+    "max_new_tokens",
+    "seed",
+    "branches",
+    "n_frames",
+    "coverage",
+    "history",
+    "system",
+)
 
 _NO_CLIP = "a clip was given as {}; open it first: vlt.Clip(path)"
 
@@ -58,7 +71,7 @@ class Answer:
     tokens: tuple[str, ...]
     ids: tuple[int, ...]
     ended: str
-    prompt: Prompt
+    prompt: Prompt = dataclasses.field(repr=False)
 
     def __str__(self) -> str:
         return self.text
@@ -108,19 +121,13 @@ class Answers:
             check_coverage(coverage)
         chosen, config = self._chosen(clip, branches), self.config
         for option, value, branch in (("n_frames", n_frames, "video"), ("coverage", coverage, "audio")):
-            if value is not None and branch not in chosen:
+            if value is not None and (branch not in chosen or (option == "n_frames" and clip.kind == "image")):
                 raise VltError(f"{option} = {value!r} would change nothing: the {branch} of {clip.path} is not used")
         out = {}
         if "video" in chosen:
             count = config.trained_frames if n_frames is None else n_frames
             if count > config.max_frames:
                 raise VltError(f"{count} frames were asked for; this model has positions for {config.max_frames}")
-            count = len(clip.frame_indices(count))
-            if count > config.trained_frames:
-                warnings.warn(
-                    f"{count} frames: the positions of frames {config.trained_frames} to {count - 1} were never trained",
-                    stacklevel=2,
-                )
             start = time.perf_counter()
             frames = clip.frames(count, config.vision_config.image_size)[None]
             out["frames"] = (frames, time.perf_counter() - start)
@@ -142,6 +149,8 @@ class Answers:
         """The token ids around a question. history: (question, answer) of the turns before it.
         clip None: text only. system: by default none, and for stills the sentence of the original's demo."""
         style = prompts.template(self.config.template)
+        if not isinstance(question, str) or not question.strip():
+            raise VltError(f"a question is a text with something in it, not {question!r}")
         if isinstance(clip, Clip):
             chosen = self._chosen(clip, branches)
             kind, sampled = clip.kind, self._sampled(clip, n_frames) if "video" in chosen else ""
@@ -177,7 +186,9 @@ class Answers:
         """
         many = isinstance(clip, Sequence)
         clips: list[Clip | Encoded | None] = list(clip) if isinstance(clip, Sequence) else [clip]
-        questions = [question] * len(clips) if isinstance(question, str) else list(question)
+        questions = (
+            list(question) if isinstance(question, Sequence) and not isinstance(question, str) else [question] * len(clips)
+        )
         if not clips or len(questions) != len(clips):
             raise VltError(
                 f"{len(clips)} clips and {len(questions)} questions were given; give one question, or one for each clip"
@@ -236,8 +247,8 @@ class Answers:
         room = self.config.text_config.max_position_embeddings - max(self.length(p) for p in asked)
         if not 1 <= max_new_tokens <= room:
             limit = self.config.text_config.max_position_embeddings
-            left = f"of the language model's {limit} positions the prompt leaves {max(room, 0)}"
-            raise VltError(f"max_new_tokens is {max_new_tokens}; {left}")
+            taken = f"the prompt, earlier turns included, takes {limit - room} of the language model's {limit} positions"
+            raise VltError(f"max_new_tokens is {max_new_tokens}; {taken}, which leaves {max(room, 0)}")
         drawing: dict[str, Any] = {"do_sample": sample}
         if sample:
             drawing |= {"temperature": temperature or TEMPERATURE, "top_p": top_p or TOP_P}
@@ -276,7 +287,8 @@ class Answers:
                 raise VltError(f"a prompt has places for the soft tokens of: {want}; given were those of: {have}")
         for name in options:
             if name not in OPTIONS:
-                raise VltError(f"no option {name!r} of generation; {nearest(name, [*OPTIONS, 'sample', 'max_new_tokens'])}")
+                known = [*OPTIONS, *_ANSWERING]
+                raise VltError(f"no option {name!r} of answers; {nearest(name, known)}")
         given = {name: value for name, value in drawing.items() if value is not None}
         if given and not sample:
             raise VltError(f"{', '.join(given)} would change nothing without sample=True")
@@ -307,6 +319,7 @@ class Answers:
     def _chosen(self: VideoLlama, clip: Clip, branches: Sequence[str] | None) -> tuple[str, ...]:
         if branches is None:
             return self.usable(clip)
+        branches = (branches,) if isinstance(branches, str) else branches
         for branch in branches:
             if branch not in ("video", "audio"):
                 raise VltError(f"no branch {branch!r}; {nearest(branch, ('video', 'audio'))}")

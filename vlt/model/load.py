@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,11 @@ def load_config(name: str | Path = "box") -> VideoLlamaConfig:
 
 def _check_folder(name: str | Path) -> None:
     if not Path(name).exists():
-        return  # a hub's name
+        if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)) or str(name).startswith("."):  # a hub's name is owner/model
+            raise VltError(f"{name}: no such folder (and a model on the Hugging Face hub is named owner/model)")
+        return
+    if not Path(name).is_dir():
+        raise VltError(f"{name}: is a file; give the folder that it is in")
     if not (Path(name) / "config.json").is_file():
         raise VltError(f"{name}: holds no config.json; give a folder that `vlt convert` or `save_pretrained` wrote")
     kind = read_json(Path(name) / "config.json").get("model_type")

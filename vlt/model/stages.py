@@ -59,6 +59,8 @@ TENSOR_STAGES = tuple(stage.name for stage in STAGES.values() if stage.axes)
 
 
 def stage(name: str) -> Stage:
+    if not isinstance(name, str):
+        raise VltError(f"a stage is named by a string, not by {name!r}")
     if name not in STAGES:
         raise VltError(f"no stage {name!r}; {nearest(name, STAGES)}; `vlt stages` lists all")
     return STAGES[name]
@@ -110,6 +112,8 @@ def check(name: str, value: Tensor, config: VideoLlamaConfig) -> None:
             raise VltError("stage 'prefix_mask' was given with values other than 0 and 1")
     elif not value.is_floating_point():
         raise VltError(f"stage {name!r} was given as {value.dtype}; expected floating point numbers")
+    elif not value.isfinite().all():
+        raise VltError(f"stage {name!r} was given with numbers that are not finite (nan or infinity)")
 
 
 def _allows(want: int | range | None, size: int) -> bool:
@@ -154,7 +158,8 @@ def plan(given: Iterable[str], want: Iterable[str], branches: Callable[[], Seque
             return
         if not stage(name).needs:
             way = " <- ".join((*path, name))
-            raise VltError(f"{path[0] if path else name!r} cannot be computed: {name!r} was not given ({way})")
+            hint = "; a prompt also needs its clip: give 'clip' beside the rest, or 'prompt'" if "prompt" in path else ""
+            raise VltError(f"{path[0] if path else name!r} cannot be computed: {name!r} was not given ({way}){hint}")
         for need in needs(name, branches):
             visit(need, (*path, name))
         order.append(name)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -70,6 +72,8 @@ class VideoLlama(Answers, PreTrainedModel):
 
     def save_pretrained(self, save_directory: Any, *args: Any, **options: Any) -> None:
         """As in transformers; the tokenizer goes into the same folder, so that `vlt.load` finds it."""
+        if Path(save_directory).is_file():
+            raise VltError(f"{save_directory}: is a file; give a folder to save in")
         super().save_pretrained(save_directory, *args, **options)
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(save_directory)
@@ -98,16 +102,21 @@ class VideoLlama(Answers, PreTrainedModel):
         given: stage name -> tensor with that stage's axes (`vlt stages`), or "clip": a `Clip` or list of them,
         "question": a str or list, "prompt": a `Prompt` or list. Every clip of a batch must give equally shaped tensors.
         want: names of stages. on_stage: called with (name, value, seconds) after each stage that is computed.
-        Returns {name: value} for every wanted name. Gradients flow; use `torch.no_grad()` where none are wanted.
+        Returns {name: value} for every wanted name. Gradients flow to what is given and asks for them (the parameters
+        of a model from `vlt.load` do not).
 
         Raises `VltError` for an unknown stage, a wrong shape, something missing, or something given that is not used.
         """
-        want = [want] if isinstance(want, str) else list(want)
+        if not isinstance(given, Mapping):
+            raise VltError(f"what is given is a dict of stage names and values, not a {type(given).__name__}")
+        want = [want] if isinstance(want, str) else list(want or ())
         for name in [*given, *want]:
             stages.stage(name)
         if not want:
             raise VltError("no stage is wanted; `vlt stages` lists all")
         values = {name: self._taken_in(name, value) for name, value in given.items()}
+        if isinstance(given.get("question"), str) and "clip" in values:
+            values["question"] *= len(values["clip"])  # one question for all
         self._check_batch(values)
         if "prefix" in values and not {"prefix_mask", "prompt", "question"} & set(values) and "logits" in want:
             if len(values["prefix"]) > 1:
@@ -137,6 +146,8 @@ class VideoLlama(Answers, PreTrainedModel):
         if name in ("clip", "question", "prompt"):
             kind = {"clip": Clip, "question": str, "prompt": Prompt}[name]
             items = [value] if isinstance(value, kind) or not isinstance(value, Sequence) else list(value)
+            if not items:
+                raise VltError(f"{name!r} was given as an empty list; it takes a {kind.__name__} or a list of them")
             if wrong := [type(i).__name__ for i in items if not isinstance(i, kind)]:
                 raise VltError(f"{name!r} takes a {kind.__name__} or a list of them; got {wrong[0]}")
             return items
@@ -176,7 +187,12 @@ class VideoLlama(Answers, PreTrainedModel):
         if "prompt" in values:
             found = {branch for prompt in values["prompt"] for branch in prompt.branches}
         elif "clip" in values:
-            found = {branch for clip in values["clip"] for branch in self.usable(clip)}
+            each = {self.usable(clip) for clip in values["clip"]}
+            if len(each) > 1:
+                raise VltError(
+                    "these clips do not make one batch, some have no sound or no frames: run them one by one, or use `answer`"
+                )
+            found = set(each.pop())
         else:
             found = set(self.branches)
         return tuple(branch for branch in ("video", "audio") if branch in found)
@@ -217,6 +233,8 @@ class VideoLlama(Answers, PreTrainedModel):
         return flat.unflatten(0, patches.shape[:2])
 
     def _frame_tokens(self, image_queries: Float[Tensor, "clip frame query d"]) -> Float[Tensor, "clip token d"]:
+        if (count := image_queries.shape[1]) > (trained := self.config.trained_frames):
+            warnings.warn(f"{count} frames: the positions of frames {trained} to {count - 1} were never trained", stacklevel=3)
         position = self.frame_position(self._first(image_queries.shape[1])).to(image_queries.device)
         return rearrange(image_queries + position[:, None], "clip frame query d -> clip (frame query) d")
 
