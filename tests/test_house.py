@@ -7,6 +7,7 @@ import subprocess
 import tomllib
 from pathlib import Path
 
+import pytest
 import yaml
 
 from vlt.model import stages
@@ -68,6 +69,16 @@ def test_first_lines_of_the_readme() -> None:
 def test_stage_table_of_the_readme() -> None:
     rows = re.findall(r"^\| `(\w+)` \| (.*?) \| (.*?) \|$", README, re.MULTILINE)
     assert rows == [(s.name, s.about, ", ".join(s.axes)) for s in stages.STAGES.values() if s.axes]
+
+
+@pytest.mark.filterwarnings("ignore:box")
+def test_code_of_the_readme_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(ROOT)
+    names: dict[str, object] = {}
+    for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL):
+        exec(block, names)
+    assert names["backwards"]["video_prefix"].shape == (1, 16, 128)
+    assert len(capsys.readouterr().out.splitlines()) >= 2
 
 
 def test_environment_follows_pyproject() -> None:

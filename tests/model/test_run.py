@@ -199,6 +199,8 @@ def test_wrong_numbers(tiny, everything) -> None:
         tiny.run({"prefix": everything["prefix"], "prefix_mask": everything["prefix_mask"][:, 1:]}, ["logits"])
     with pytest.raises(VltError, match="'clip' takes a Clip or a list of them; got PosixPath"):
         tiny.run({"clip": Path("a.mp4")}, ["frames"])
+    with pytest.raises(VltError, match="the prefix is 2049 tokens long; the language model has 2048 positions"):
+        tiny.run({"prefix": torch.zeros(1, 2049, 48)}, ["logits"])
     with pytest.raises(VltError, match="token id 600: the language model has 512"):
         tiny.run({"prompt": Prompt(((1, 600),))}, ["prefix"])
 

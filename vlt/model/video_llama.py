@@ -298,6 +298,8 @@ class VideoLlama(Answers, PreTrainedModel):
         return table(torch.tensor(ids, dtype=torch.long, device=self.device))
 
     def _language_model(self, prefix: Tensor, mask: Tensor, labels: Tensor | None = None) -> Any:
+        if prefix.shape[1] > (limit := self.config.text_config.max_position_embeddings):
+            raise VltError(f"the prefix is {prefix.shape[1]} tokens long; the language model has {limit} positions")
         positions = (mask.long().cumsum(-1) - 1).clamp(min=0)
         return self.language_model(
             inputs_embeds=prefix, attention_mask=mask.long(), position_ids=positions, labels=labels, use_cache=False
