@@ -286,6 +286,12 @@ def test_an_index_that_promises_more_than_the_file_can_hold(media, tmp_path: Pat
     assert float(grown) < 60  # MB
 
 
+def test_boxes_in_boxes_without_end(tmp_path: Path) -> None:
+    (tmp_path / "deep.mp4").write_bytes(b"".join((8 * i).to_bytes(4, "big") + b"moov" for i in range(20_000, 0, -1)))
+    with pytest.raises(VltError, match="cannot be read"):
+        Clip(tmp_path / "deep.mp4")
+
+
 def test_cover_art_is_no_video(media, tmp_path: Path) -> None:
     import av
 

@@ -107,16 +107,19 @@ def _check_index(path: Path) -> None:
     with path.open("rb") as file:
         if file.read(12)[4:8] not in (b"ftyp", b"moov", b"free", b"wide", b"mdat", b"skip"):
             return
-        for kind, start, _ in _boxes(file, 0, size):
-            if kind == b"stsz":
-                file.seek(start + 8)
-                count = int.from_bytes(file.read(4), "big")
-                if count > size:
-                    raise VltError(f"{path}: is damaged (its index promises {count} samples in {size} bytes)")
+        for start in _sample_tables(file, 0, size):
+            file.seek(start + 8)
+            count = int.from_bytes(file.read(4), "big")
+            if count > size:
+                raise VltError(f"{path}: is damaged (its index promises {count} samples in {size} bytes)")
 
 
-def _boxes(file: BinaryIO, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
-    """(kind, start, end) of the contents of every box that is on the way to a table of samples."""
+# The boxes on the way to a table of samples (stsz), each inside the one before.
+_WAY = (b"moov", b"trak", b"mdia", b"minf", b"stbl")
+
+
+def _sample_tables(file: BinaryIO, start: int, end: int, depth: int = 0) -> Iterator[int]:
+    """Where the contents of each table of samples begin."""
     while start + 8 <= end:
         file.seek(start)
         head = file.read(16)
@@ -126,10 +129,10 @@ def _boxes(file: BinaryIO, start: int, end: int) -> Iterator[tuple[bytes, int, i
         last = end if length == 0 else start + length
         if length and length < header:
             return
-        if kind in (b"moov", b"trak", b"mdia", b"minf", b"stbl"):
-            yield from _boxes(file, start + header, min(last, end))
+        if depth < len(_WAY) and kind == _WAY[depth]:
+            yield from _sample_tables(file, start + header, min(last, end), depth + 1)
         elif kind == b"stsz":
-            yield kind, start + header, last
+            yield start + header
         start = last
 
 
