@@ -249,5 +249,108 @@ def convert(
     out.print(f"{output}: open it with vlt.load({str(output)!r})", highlight=False, markup=False)
 
 
+train_app = typer.Typer(help="Trains the model in the box, or one of the paper's four phases.", no_args_is_help=True)
+app.add_typer(train_app, name="train")
+
+
+@train_app.command("box")
+def train_box(
+    output: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to write.", show_default=False)],
+    seed: Annotated[int, typer.Option(help="Of everything that is drawn.", min=0, max=99)] = 0,
+    scale: Annotated[float, typer.Option(help="Of the number of steps; small ones only show that it runs.")] = 1.0,
+    work: Annotated[
+        Path | None, typer.Option(help="For what is unfinished: OUT.work if not given.", show_default=False)
+    ] = None,
+) -> None:
+    """The small model from nothing: eyes, image Q-Former, ImageBind, language model, then the four phases.
+
+    Called again after it was cut off, it goes on where it was.
+    """
+    from vlt.train import box
+
+    _check_output(output)
+    table = Table("step", "steps", "loss, first", "last", "seconds", box=None, pad_edge=False, header_style="bold")
+    for row in box.make(output, work or output.with_name(f"{output.name}.work"), seed, scale):
+        losses = f"{row['loss_first']:.3f}", f"{row['loss_last']:.3f}"
+        table.add_row(row["name"], str(row["steps"]), *losses, f"{row['seconds']:.0f}")
+    out.print(table)
+    out.print(f"{output}: open it with vlt.load({str(output)!r})", highlight=False, markup=False)
+
+
+def _check_output(output: Path) -> None:
+    if output.exists() and not output.is_dir():
+        raise VltError(f"{output}: is a file; give a folder")
+    if not output.absolute().parent.is_dir():
+        raise VltError(f"{output}: the folder that it would lie in does not exist")
+
+
+def _train_phase(
+    context: typer.Context,
+    output: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to write.", show_default=False)],
+    data: Annotated[list[Path], typer.Option(help="A file of captions or instructions; several may be given.")],
+    media: Annotated[list[Path], typer.Option(help="The folder of its videos or pictures; one for each file.")],
+    model: Annotated[str, typer.Option(help="What to start from: a folder, or a hub name.")],
+    ratio: Annotated[list[int] | None, typer.Option(help="Share of each file's examples.", show_default=False)] = None,
+    steps: Annotated[int | None, typer.Option(help="The original's if not given.", min=1, show_default=False)] = None,
+    batch: Annotated[int | None, typer.Option(help="Per device; the original's if not given.", min=1)] = None,
+    seed: Annotated[int, typer.Option(help="Of everything that is drawn.", min=0)] = 0,
+    workers: Annotated[int, typer.Option(help="Processes that read files.", min=0)] = 2,
+    work: Annotated[Path | None, typer.Option(help="For checkpoints: OUT.work if not given.", show_default=False)] = None,
+) -> None:
+    import dataclasses
+
+    from vlt.model.load import load
+    from vlt.train import recipe
+
+    name = str(context.info_name)
+    _check_output(output)
+    if len(data) != len(media) or (ratio and len(ratio) != len(data)):
+        raise VltError(
+            f"{len(data)} --data, {len(media)} --media and {len(ratio or [])} --ratio; give one of each for each file"
+        )
+    sources = [recipe.Source(*row) for row in zip(data, media, ratio or [1] * len(data), strict=True)]
+    schedule = recipe.PHASES[name].schedule
+    schedule = dataclasses.replace(schedule, steps=steps or schedule.steps, batch=batch or schedule.batch)
+    schedule = dataclasses.replace(schedule, warmup=min(schedule.warmup, schedule.steps // 5))
+    loaded = load(model)
+    work = work or output.with_name(f"{output.name}.work")
+    recipe.train(name, loaded, sources, work, seed=seed, workers=workers, schedule=schedule, say=lambda s: _say(s, "dim"))
+    loaded.save_pretrained(output)
+    out.print(f"{output}: open it with vlt.load({str(output)!r})", highlight=False, markup=False)
+
+
+for _name, _help in {
+    "vl-1": "The video branch learns from captions.",
+    "vl-2": "The video branch learns from instructions.",
+    "al-1": "The audio branch learns from captions - of pictures, seen by ImageBind.",
+    "al-2": "The audio branch learns from instructions - on pictures, seen by ImageBind.",
+}.items():
+    train_app.command(_name, help=_help)(_train_phase)
+
+
+@app.command()
+def evaluate(
+    clips: Annotated[int, typer.Option(help="How many fresh clips.", min=2)] = 200,
+    seed: Annotated[int, typer.Option(help="Of the clips; the box was trained on those below 1000.", min=0)] = 1000,
+    model: Annotated[str, typer.Option(help="'box', or a folder that knows the small world.")] = "box",
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the rows here.", show_default=False)] = None,
+    figure: Annotated[Path | None, typer.Option(help="Draw the table here (png, svg or pdf).", show_default=False)] = None,
+    condition: Annotated[list[str] | None, typer.Option(help="Only this one; all if not given.", show_default=False)] = None,
+) -> None:
+    """How often the answers are right, of every kind of question, with and without each part of the model."""
+    from vlt.model.load import load
+    from vlt.train import evaluate as evaluation
+
+    for path in (json_file, figure):
+        if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
+            raise VltError(f"{path}: give a file in a folder that exists")
+    rows = evaluation.evaluate(load(model), clips, seed, condition or ())
+    if json_file is not None:
+        _write_atomically(json_file, json.dumps(rows, indent=1) + "\n")
+    if figure is not None:
+        evaluation.draw(rows, figure)
+    typer.echo(evaluation.markdown(rows))
+
+
 if __name__ == "__main__":
     main()

@@ -61,6 +61,22 @@ def test_a_still_is_a_clip_of_one_frame(tmp_path: Path, name: str) -> None:
         clip.spectrograms()
 
 
+def test_frames_that_are_asked_for_by_index(tmp_path: Path, media) -> None:
+    clip = Clip(media("a.mp4"))
+    everything = clip.pixels(20, 32)
+    assert np.array_equal(clip.pixels(size=32, indices=[3, 17]), everything[[3, 17]])
+    close(clip.frames(size=32, indices=np.array([3, 17])), clip.frames(20, 32)[[3, 17]], 0)
+    with pytest.raises(VltError, match=r"it has frames 0\.\.19"):
+        clip.pixels(indices=[20])
+    Image.fromarray(np.zeros((8, 8, 3), dtype=np.uint8)).save(tmp_path / "a.png")
+    still = Clip(tmp_path / "a.png")
+    assert still.pixels(size=4, indices=[0]).shape == (1, 4, 4, 3)
+    with pytest.raises(VltError, match=r"frames \[0, 1\] were asked for; a still has frame 0 only"):
+        still.frames(indices=[0, 1])
+    with pytest.raises(VltError, match="holds sound only"):
+        Clip(media("a.wav", size=None, sound="pcm_s16le")).frames(indices=[0])
+
+
 def test_gif(tmp_path: Path) -> None:
     pictures = [Image.fromarray(np.full((20, 30, 3), i * 40, dtype=np.uint8)) for i in range(5)]
     pictures[0].save(tmp_path / "a.gif", save_all=True, append_images=pictures[1:], duration=200)

@@ -44,6 +44,27 @@ def test_no_frames_are_refused(total: int, n_frames: int) -> None:
         video.uniform_indices(total, n_frames)
 
 
+@pytest.mark.parametrize("total", [1, 2, 3, 4, 5, 7, 8, 9, 20, 1000])
+@pytest.mark.parametrize("n_frames", [1, 4, 7, 8])
+def test_headtail_draws_half_of_the_frames_from_each_half(total: int, n_frames: int) -> None:
+    draws = [video.headtail_indices(total, n_frames, np.random.default_rng(seed)) for seed in range(50)]
+    count = min(n_frames, total)
+    for indices in draws:
+        assert indices.dtype == np.int64
+        assert len(indices) == count
+        assert (np.diff(indices) > 0).all()
+        assert indices[0] >= 0
+        assert indices[-1] < total
+        assert (indices < total // 2).sum() == count // 2
+    if total <= n_frames:
+        assert draws[0].tolist() == list(range(total))
+    if total == 20:
+        assert {i for indices in draws for i in indices.tolist()} == set(range(0 if n_frames > 1 else 10, 20))
+    assert np.array_equal(draws[7], video.headtail_indices(total, n_frames, np.random.default_rng(7)))
+    with pytest.raises(VltError, match="at least 1"):
+        video.headtail_indices(total, 0, np.random.default_rng(0))
+
+
 @pytest.mark.parametrize(
     "name", [name for name in VIDEOS if name in ("IronMan.mp4", "applausing.mp4", "dog_barking.mp4", "silence_girl.mp4")]
 )

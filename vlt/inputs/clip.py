@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Sequence
 from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
@@ -84,19 +85,30 @@ class Clip:
         return video.uniform_indices(self.n_frames, n_frames)
 
     def pixels(
-        self, n_frames: int = video.N_FRAMES, size: int = video.IMAGE_SIZE, reader: str | None = None
+        self,
+        n_frames: int = video.N_FRAMES,
+        size: int = video.IMAGE_SIZE,
+        reader: str | None = None,
+        indices: Sequence[int] | np.ndarray | None = None,
     ) -> UInt8[np.ndarray, "frame size size 3"]:
-        """The sampled frames as bytes, resized; `reader` as in `read_frames`."""
-        indices = self.frame_indices(n_frames)
+        """The sampled frames as bytes, resized; `reader` as in `read_frames`. indices: these frames, in their place."""
+        if indices is None or self.n_frames == 0:
+            indices = self.frame_indices(n_frames)
         if self._stream is None:
+            if [int(i) for i in indices] != [0]:
+                raise VltError(f"{self.path}: frames {list(indices)} were asked for; a still has frame 0 only")
             return video.read_picture(self.path, size)
         return video.read_frames(self.path, self._stream, indices, size, reader)
 
     def frames(
-        self, n_frames: int = video.N_FRAMES, size: int = video.IMAGE_SIZE, reader: str | None = None
+        self,
+        n_frames: int = video.N_FRAMES,
+        size: int = video.IMAGE_SIZE,
+        reader: str | None = None,
+        indices: Sequence[int] | np.ndarray | None = None,
     ) -> Float[Tensor, "frame 3 size size"]:
-        """The sampled frames, resized and normalised, float32: the stage `frames` of one clip."""
-        return video.normalise(self.pixels(n_frames, size, reader))
+        """The sampled frames, resized and normalised, float32: the stage `frames` of one clip. Arguments as in `pixels`."""
+        return video.normalise(self.pixels(n_frames, size, reader, indices))
 
     def segments(self, n_segments: int = audio.N_SEGMENTS, coverage: str = "original") -> list[tuple[Fraction, Fraction]]:
         """Start and end in seconds of the segments of sound that are listened to, from the start of the sound."""

@@ -39,6 +39,21 @@ def uniform_indices(n_total: int, n_frames: int = N_FRAMES) -> np.ndarray:
     return (np.arange(n_frames) * (n_total / n_frames)).astype(np.int64)
 
 
+def headtail_indices(n_total: int, n_frames: int, draw: np.random.Generator) -> np.ndarray:
+    """Frames drawn at random, half of them from each half of a video, in order: [frame] int64, in 0..n_total-1.
+
+    Of an odd number, the second half gives one more (the original gives one too few). A video of fewer frames gives
+    all it has. Source: the original's `load_video`, sampling "headtail".
+    """
+    if n_frames < 1 or n_total < 1:
+        raise VltError(f"{n_frames} frames of a video of {n_total} were asked for; both must be at least 1")
+    n_frames = min(n_frames, n_total)
+    middle, n_head = n_total // 2, n_frames // 2
+    head = draw.choice(middle, n_head, replace=False) if n_head else np.zeros(0, dtype=np.int64)
+    tail = middle + draw.choice(n_total - middle, n_frames - n_head, replace=False)
+    return np.sort(np.concatenate([head, tail])).astype(np.int64)
+
+
 def normalise(pixels: UInt8[np.ndarray, "frame height width 3"]) -> Float[Tensor, "frame 3 height width"]:
     """Bytes 0..255 -> float32 channels first, CLIP's mean and deviation taken out."""
     scaled = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255

@@ -100,7 +100,7 @@ class Answers:
         coverage: str | None = None,
     ) -> Encoded:
         """Runs the encoders once. branches: of ("video", "audio"), by default all that clip and model have.
-        n_frames: by default as in training; coverage: by default "original" (see `Clip.frames`, `Clip.spectrograms`)."""
+        n_frames, coverage: by default those of the configuration (see `Clip.frames`, `Clip.spectrograms`)."""
         given, chosen = self.inputs(clip, branches, n_frames, coverage)
         sampled = self._sampled(clip, n_frames) if "video" in chosen else ""
         with torch.no_grad(), self._evaluating():
@@ -133,7 +133,7 @@ class Answers:
             out["frames"] = (frames, time.perf_counter() - start)
         if "audio" in chosen:
             start = time.perf_counter()
-            spectrograms = clip.spectrograms(config.max_segments, coverage or "original")[None]
+            spectrograms = clip.spectrograms(config.max_segments, coverage or config.coverage)[None]
             out["spectrograms"] = (spectrograms, time.perf_counter() - start)
         return out, chosen
 

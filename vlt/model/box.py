@@ -43,7 +43,14 @@ def config() -> VideoLlamaConfig:
         imagebind_config={
             "joint_size": 64,
             "audio": {**trunk, "hidden_size": 64, "intermediate_size": 256, "kernel_size": 16, "stride": 16},
-            "vision": {**trunk, "hidden_size": 64, "intermediate_size": 256, "image_size": 64, "patch_size": 8},
+            "vision": {
+                "num_hidden_layers": 4,
+                "num_attention_heads": 4,
+                "hidden_size": 96,
+                "intermediate_size": 384,
+                "image_size": 64,
+                "patch_size": 8,
+            },
         },
         text_config={
             "model_type": "llama",

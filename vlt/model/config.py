@@ -115,8 +115,9 @@ class VideoLlamaConfig(PreTrainedConfig):
 
     audio_qformer_config and imagebind_config: both None (as here by default) for a model without ears.
     The parts' configurations may be given as dicts. max_frames, max_segments: rows of the two position tables.
-    trained_frames: frames per video in training, and the rows of the frame table that it ever moved. template: the
-    language model's chat format, "vicuna" or "llama2". note: what whoever opens this model must be told.
+    trained_frames: frames per video in training, and the rows of the frame table that it ever moved. coverage: how the
+    segments of sound are placed, "original" or "whole" (see `vlt.inputs.audio`). template: the language model's chat
+    format, "vicuna" or "llama2". note: what whoever opens this model must be told.
     """
 
     model_type = "video_llama"
@@ -141,6 +142,7 @@ class VideoLlamaConfig(PreTrainedConfig):
     max_frames: int = 32
     trained_frames: int = 8
     max_segments: int = 8
+    coverage: str = "original"
     template: str = "vicuna"
     note: str = ""
     initializer_range: float = 0.02

@@ -216,7 +216,7 @@ class VideoLlama(Answers, PreTrainedModel):
 
     def _spectrograms(self, clip: list[Clip]) -> Float[Tensor, "clip segment 1 mel time"]:
         self._check_ears("spectrograms")
-        return self._stacked([c.spectrograms(self.config.max_segments) for c in clip], "spectrograms")
+        return self._stacked([c.spectrograms(self.config.max_segments, self.config.coverage) for c in clip], "spectrograms")
 
     def _stacked(self, tensors: list[Tensor], name: str) -> Tensor:
         if len({t.shape for t in tensors}) > 1:

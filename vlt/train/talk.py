@@ -11,11 +11,34 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from vlt.train.world import SHAPE_OF, SHAPES, Scene, Thing
+from vlt.train.world import COLOURS, MOTIONS, SHAPE_OF, SHAPES, VOICE_OF, VOICES, Scene, Thing
 
 TIMES = {1: "once", 2: "twice", 3: "three times"}
 NUMBERS = ("no objects", "one object", "two objects")
 WHEN = ("at the beginning", "in the middle", "at the end")
+
+# Of every kind, ways to ask. The first is the plain one: it is what accuracy is measured with.
+ASKED = {
+    "caption": ("What do you see?", "Describe what you see.", "What is in the video?", "What can you see?"),
+    "number": ("How many objects are there?", "How many objects do you see?", "How many things are there?"),
+    "existence": ("Is there a {shape}?", "Do you see a {shape}?", "Can you see a {shape}?"),
+    "shape": (
+        "What shape is the {colour} object?",
+        "What is the {colour} object?",
+        "Which shape does the {colour} object have?",
+    ),
+    "colour": ("What colour is the {shape}?", "What color is the {shape}?", "Which colour does the {shape} have?"),
+    "motion": ("How does the {shape} move?", "Where does the {shape} move?", "What does the {shape} do?"),
+    "hear": ("What do you hear?", "What can you hear?", "Which sound do you hear?"),
+    "how often": ("How often does it sound?", "How many times does it sound?", "How many sounds do you hear?"),
+    "source": ("What makes this sound?", "Which object makes this sound?", "Where does the sound come from?"),
+    "when": ("When does it sound?", "When do you hear it?", "When is the sound?"),
+    "match": ("Do you see what makes this sound?", "Can you see what makes this sound?"),
+    "source colour": ("What colour is the object that sounds?", "What color is the object that sounds?"),
+    "both": ("What do you see, and what do you hear?", "Describe what you see and hear.", "What happens in the video?"),
+    "voice": ("What does a {shape} sound like?", "Which sound does a {shape} make?"),
+}
+KINDS = tuple(ASKED)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,91 +51,136 @@ class Talk:
     branches: tuple[str, ...]
 
 
+def ordered(made: Scene) -> tuple[Thing, ...]:
+    """Its things in the order in which they are spoken of: circle, square, triangle, star, cross."""
+    return tuple(sorted(made.things, key=lambda thing: SHAPES.index(thing.shape)))
+
+
 def caption(made: Scene) -> str:
     """What is to be seen: every thing with its colour, its shape and what it does."""
     if not made.things:
-        return "there is nothing to see."
-    return " and ".join(f"a {t.colour} {t.shape} {_moves(t)}" for t in made.things) + "."
+        return "There is nothing to see."
+    return _sentence(" and ".join(f"a {t.colour} {t.shape} {moves(t)}" for t in ordered(made)))
 
 
 def sound_caption(made: Scene) -> str:
-    """What is to be heard."""
-    return f"a {made.voice} sounds {TIMES[len(made.sounds)]}." if made.sounds else "it is silent."
+    """What is to be heard, how often and when."""
+    return f"A {made.voice} sounds {TIMES[len(made.sounds)]}, {when(made)}." if made.sounds else "It is silent."
 
 
-def _moves(thing: Thing) -> str:
+def moves(thing: Thing) -> str:
     return "stays still" if thing.motion == "still" else f"moves {thing.motion}"
 
 
 def when(made: Scene) -> str:
-    """In which part of the clip its only sound is: segments 0 to 2, 3 and 4, 5 to 7."""
-    segment = made.sounds[0].segment
-    return WHEN[0 if segment < 3 else 1 if segment < 5 else 2]
+    """In which parts of the clip there is sound: segments 0 to 2, 3 and 4, 5 to 7."""
+    parts = [WHEN[i] for i, segments in enumerate((range(3), range(3, 5), range(5, 8))) if any(made.heard[s] for s in segments)]
+    return " and ".join([*([", ".join(parts[:-1])] if len(parts) > 1 else []), parts[-1]])
+
+
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def _talk(kind: str, answer: str, branches: Sequence[str], **names: str) -> Talk:
+    return Talk(kind, ASKED[kind][0].format(**names), answer, tuple(branches))
 
 
 def seen(made: Scene, draw: np.random.Generator) -> list[Talk]:
     """Questions that can be answered by looking."""
+    look = ("video",)
+    number = len(made.things)
+    there = [t.shape for t in made.things]
+    asked = str(draw.choice(there)) if there and draw.random() < 0.5 else str(draw.choice(SHAPES))
+    answer = f"Yes, there is a {asked}." if asked in there else f"No, there is no {asked}."
     out = [
-        Talk("caption", "what do you see?", caption(made), ("video",)),
-        Talk("number", "how many objects are there?", _number(len(made.things)), ("video",)),
+        _talk("caption", caption(made), look),
+        _talk("number", f"There {'is' if number == 1 else 'are'} {NUMBERS[number]}.", look),
+        _talk("existence", answer, look, shape=asked),
     ]
-    asked = (
-        str(draw.choice([t.shape for t in made.things])) if made.things and draw.random() < 0.5 else str(draw.choice(SHAPES))
-    )
-    there = asked in [t.shape for t in made.things]
-    answer = f"yes, there is a {asked}." if there else f"no, there is no {asked}."
-    out.append(Talk("existence", f"is there a {asked}?", answer, ("video",)))
-    for thing in made.things:
-        by_colour, by_shape = f"the {thing.colour} object", f"the {thing.shape}"
+    for t in made.things:
         out += [
-            Talk("shape", f"what shape is {by_colour}?", f"{by_colour} is a {thing.shape}.", ("video",)),
-            Talk("colour", f"what colour is {by_shape}?", f"{by_shape} is {thing.colour}.", ("video",)),
-            Talk("motion", f"how does {by_shape} move?", f"{by_shape} {_moves(thing)}.", ("video",)),
+            _talk("shape", f"The {t.colour} object is a {t.shape}.", look, colour=t.colour),
+            _talk("colour", f"The {t.shape} is {t.colour}.", look, shape=t.shape),
+            _talk("motion", f"The {t.shape} {moves(t)}.", look, shape=t.shape),
         ]
     return out
 
 
-def _number(count: int) -> str:
-    return f"there {'is' if count == 1 else 'are'} {NUMBERS[count]}."
+def absent(made: Scene, draw: np.random.Generator) -> list[Talk]:
+    """Questions about things that are not there. They are taught, so that the model need not make something up."""
+    shape = str(draw.choice([s for s in SHAPES if s not in [t.shape for t in made.things]]))
+    colour = str(draw.choice([c for c in COLOURS if c not in [t.colour for t in made.things]]))
+    return [
+        _talk("shape", f"There is no {colour} object.", ("video",), colour=colour),
+        _talk("colour", f"There is no {shape}.", ("video",), shape=shape),
+        _talk("motion", f"There is no {shape}.", ("video",), shape=shape),
+    ]
 
 
 def heard(made: Scene) -> list[Talk]:
     """Questions that can be answered by listening. What makes a sound is the shape whose voice it is, seen or not."""
+    listen = ("audio",)
     if made.voice is None:
         return [
-            Talk("hear", "what do you hear?", "i hear nothing.", ("audio",)),
-            Talk("how often", "how often does it sound?", "it does not sound.", ("audio",)),
+            _talk("hear", "I hear nothing.", listen),
+            _talk("how often", "It does not sound.", listen),
+            _talk("source", "Nothing makes a sound.", listen),
+            _talk("when", "It does not sound.", listen),
         ]
-    out = [
-        Talk("hear", "what do you hear?", f"i hear a {made.voice}.", ("audio",)),
-        Talk("how often", "how often does it sound?", f"it sounds {TIMES[len(made.sounds)]}.", ("audio",)),
-        Talk("source", "what makes this sound?", f"a {SHAPE_OF[made.voice]} makes this sound.", ("audio",)),
+    return [
+        _talk("hear", f"I hear a {made.voice}.", listen),
+        _talk("how often", f"It sounds {TIMES[len(made.sounds)]}.", listen),
+        _talk("source", f"A {SHAPE_OF[made.voice]} makes this sound.", listen),
+        _talk("when", f"It sounds {when(made)}.", listen),
     ]
-    if len(made.sounds) == 1:
-        out.append(Talk("when", "when does it sound?", f"it sounds {when(made)}.", ("audio",)))
-    return out
 
 
 def seen_and_heard(made: Scene) -> list[Talk]:
     """Questions that need both."""
-    if made.voice is None or not made.things:
-        return []
+    both = ("video", "audio")
+    out = [_talk("both", f"{caption(made)} {sound_caption(made)}", both)]
+    if made.voice is None:
+        return [*out, *(_talk(kind, "Nothing makes a sound.", both) for kind in ("match", "source colour"))]
     shape = SHAPE_OF[made.voice]
     if made.source is None:
-        match, colour = f"no, a {shape} is not there.", "it is not there."
+        match, colour = f"A {shape} makes this sound, but I do not see it.", f"The {shape} is not there."
     else:
-        match, colour = f"yes, the {shape} is there.", f"it is {made.things[made.source].colour}."
-    return [
-        Talk("match", "do you see what makes this sound?", match, ("video", "audio")),
-        Talk("source colour", "what colour is the object that sounds?", colour, ("video", "audio")),
-    ]
+        match, colour = f"A {shape} makes this sound, and I see it.", f"The {shape} is {made.things[made.source].colour}."
+    return [*out, _talk("match", match, both), _talk("source colour", colour, both)]
+
+
+def known() -> list[Talk]:
+    """What is true of the whole world: whose voice is whose."""
+    return [_talk("voice", f"A {shape} sounds like a {voice}.", (), shape=shape) for shape, voice in VOICE_OF.items()]
 
 
 def about(made: Scene, draw: np.random.Generator) -> list[Talk]:
-    """All questions that the scene has answers to."""
+    """All plain questions that the scene has answers to."""
     return [*seen(made, draw), *heard(made), *seen_and_heard(made)]
 
 
-def words(talks: Sequence[Talk]) -> set[str]:
-    """The words that occur in them."""
-    return {word for talk in talks for text in (talk.question, talk.answer) for word in re.findall(r"[a-z]+", text)}
+def reworded(talk: Talk, draw: np.random.Generator) -> Talk:
+    """The same question in one of the ways in which people ask it; now and then in small letters."""
+    names = {
+        name: word for name, words in (("shape", SHAPES), ("colour", COLOURS)) for word in words if _has(talk.question, word)
+    }
+    question = str(draw.choice(ASKED[talk.kind])).format(**names)
+    return dataclasses.replace(talk, question=question.lower() if draw.random() < 0.2 else question)
+
+
+def _has(text: str, word: str) -> bool:
+    return re.search(rf"\b{word}\b", text) is not None
+
+
+def vocabulary() -> list[str]:
+    """All words that may be asked or answered, as they are written in a sentence and at its beginning."""
+    names = [{"shape": shape, "colour": colour} for shape in SHAPES for colour in COLOURS]
+    texts = [way.format(**n) for ways in ASKED.values() for way in ways for n in names]
+    texts += [*SHAPES, *COLOURS, *MOTIONS, *VOICES, *TIMES.values(), *NUMBERS, *WHEN]
+    texts += [
+        "A and moves stays There is are no nothing to see Yes The object I hear It does not sound sounds silent",
+        "No makes this like but do it and",
+    ]
+    found = {word for text in texts for word in re.findall(r"[A-Za-z]+", text)}
+    return sorted(found | {word.lower() for word in found} | {word.capitalize() for word in found})

@@ -144,7 +144,7 @@ def scene(seed: int, n_things: int | None = None, n_sounds: int | None = None, c
     drawn = bool(draw.random() < 1 / 3)
     other = bool(n_sounds) and (not things or (drawn if counterfactual is None else counterfactual))
     seen = [thing.shape for thing in things]
-    voice = VOICE_OF[str(draw.choice([s for s in SHAPES if (s not in seen) == other]))]
+    voice = VOICE_OF[str(draw.choice([s for s in SHAPES if (s not in seen) == other or not seen]))]
     return Scene(seed, things, _sounds(draw, n_sounds, voice), other)
 
 
@@ -158,12 +158,13 @@ def _things(draw: np.random.Generator, count: int) -> tuple[Thing, ...]:
     """Things of different shape and colour that stay inside the picture and never meet."""
     shapes, colours = draw.permutation(SHAPES)[:count], draw.permutation(COLOURS)[:count]
     while True:
-        things = tuple(_thing(draw, str(shape), str(colour)) for shape, colour in zip(shapes, colours, strict=True))
+        things = tuple(thing(draw, str(shape), str(colour)) for shape, colour in zip(shapes, colours, strict=True))
         if count < 2 or _apart(*things):
             return things
 
 
-def _thing(draw: np.random.Generator, shape: str, colour: str) -> Thing:
+def thing(draw: np.random.Generator, shape: str, colour: str) -> Thing:
+    """Something that moves or stays, and keeps inside the picture."""
     motion, radius = str(draw.choice(MOTIONS)), float(draw.uniform(0.12, 0.18))
     speed = float(draw.uniform(0.4, 0.55)) / SECONDS if motion != "still" else 0.0
     low, high = radius + 0.02, 0.98 - radius
@@ -183,12 +184,15 @@ def _apart(a: Thing, b: Thing) -> bool:
 
 
 def _sounds(draw: np.random.Generator, count: int, voice: str) -> tuple[Sound, ...]:
-    out = []
-    for segment in sorted(draw.choice(N_SEGMENTS, size=count, replace=False).tolist()):
-        seconds = float(draw.uniform(1.0, 1.5))
-        start = segment * SEGMENT + float(draw.uniform(0.1, SEGMENT - 0.1 - seconds))
-        out.append(Sound(voice, start, seconds, float(draw.uniform(0.85, 1.18))))
-    return tuple(out)
+    segments = sorted(draw.choice(N_SEGMENTS, size=count, replace=False).tolist())
+    return tuple(sound(draw, voice, segment) for segment in segments)
+
+
+def sound(draw: np.random.Generator, voice: str, segment: int) -> Sound:
+    """A voice, somewhere inside a segment."""
+    seconds = float(draw.uniform(1.0, 1.5))
+    start = segment * SEGMENT + float(draw.uniform(0.1, SEGMENT - 0.1 - seconds))
+    return Sound(voice, start, seconds, float(draw.uniform(0.85, 1.18)))
 
 
 def write(made: Scene, path: Path, crf: int = 23, bit_rate: int = 64_000) -> None:

@@ -1,0 +1,121 @@
+"""The world's lessons for a branch: of each scene what the frozen parts below it make of it, and what is said.
+
+What is frozen is computed once and kept: lessons give `image_queries` (of the eye) or `audio_features` (of ImageBind's
+eye: the ears learn from pictures) in place of files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from vlt.inputs import prompt as prompts
+from vlt.inputs import video
+from vlt.inputs.prompt import Slot
+from vlt.inputs.video import uniform_indices
+from vlt.model.video_llama import VideoLlama
+from vlt.train import binding, foundations, supervision, talk, world
+from vlt.train.supervision import Lesson
+from vlt.train.world import Scene
+
+N_FRAMES = 8
+INDICES = uniform_indices(int(world.SECONDS * world.FPS), N_FRAMES)  # the frames that are sampled from the world's files
+SAMPLED = prompts.frame_times(INDICES.tolist(), float(world.FPS))
+
+Lessoner = Callable[[Scene, np.random.Generator], Lesson]
+
+
+class Lessons(torch.utils.data.Dataset):
+    """Lessons on scenes of which a stage is kept. stage: its name; kept: its values, one of each scene; lesson: what is
+    said of a scene."""
+
+    def __init__(
+        self,
+        scenes: Sequence[Scene],
+        stage: str,
+        kept: Callable[[int, np.random.Generator], Tensor],
+        lesson: Lessoner,
+        tokenizer: Any,
+        seed: int,
+        count: int,
+    ) -> None:
+        self.scenes, self.stage, self.kept, self.lesson = scenes, stage, kept, lesson
+        self.tokenizer, self.seed, self.count = tokenizer, seed, count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        draw = np.random.default_rng([self.seed, index, 9])
+        i = int(draw.integers(len(self.scenes)))
+        prompt = supervision.tokenise(self.lesson(self.scenes[i], draw), self.tokenizer)
+        return {"prompt": prompt, self.stage: self.kept(i, draw).float()}
+
+
+def together(items: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """One batch of lessons, in one group."""
+    return {"groups": [{k: [i[k] for i in items] if k == "prompt" else torch.stack([i[k] for i in items]) for k in items[0]}]}
+
+
+@torch.no_grad()
+def image_queries(model: VideoLlama, scenes: Sequence[Scene], seed: int) -> Tensor:
+    """What the frozen eye sees of every scene: [scene, frame, image query, width] float16."""
+    draw, out = np.random.default_rng([seed, 10]), []
+    for made in tqdm(scenes, desc="looking at scenes", mininterval=2):
+        shown = made.frames(INDICES / world.FPS, foundations.SIDE)
+        shown = np.stack([foundations.compressed(picture, draw) for picture in shown])
+        out.append(model.run({"frames": video.normalise(shown)[None]}, ["image_queries"])["image_queries"][0].half())
+    return torch.stack(out)
+
+
+@torch.no_grad()
+def features(model: VideoLlama, bank: Tensor, modality: str) -> Tensor:
+    """ImageBind's embeddings of pictures or sounds, kind by kind: [kind, count, joint width] float16."""
+    trunk = model.imagebind.trunk(modality)
+    return torch.stack([torch.cat([trunk(part.float()) for part in kind.split(100)]).half() for kind in bank])
+
+
+def slides(features: Tensor, made: Scene, draw: np.random.Generator) -> Tensor:
+    """What the ears learn from: eight embeddings, in each segment with sound of one picture of the thing whose voice it
+    is, elsewhere of an empty picture: [segment, joint width]."""
+    kinds = [world.VOICES.index(made.voice or "") if sounding else binding.NOTHING for sounding in made.heard]
+    return torch.stack([features[kind, int(draw.integers(features.shape[1]))] for kind in kinds])
+
+
+def caption(branch: str) -> Lessoner:
+    told = {"video": talk.caption, "audio": talk.sound_caption}[branch]
+    return lambda made, draw: supervision.caption(told(made), branch)
+
+
+def instruction(branch: str) -> Lessoner:
+    """One to three questions on a scene, as the original's conversations are written."""
+
+    def lesson(made: Scene, draw: np.random.Generator) -> Lesson:
+        asked = talk.heard(made) if branch == "audio" else talk.seen(made, draw)
+        if branch == "video" and draw.random() < 0.1:
+            asked = talk.absent(made, draw)
+        chosen = [talk.reworded(asked[i], draw) for i in draw.permutation(len(asked))[: int(draw.integers(1, 4))]]
+        first: tuple[str | Slot, ...] = ("<Video>", Slot(branch), f"</Video> {SAMPLED}{chosen[0].question}")
+        turns = [(first, chosen[0].answer), *(((t.question,), t.answer) for t in chosen[1:])]
+        return supervision.conversation(turns, "vicuna")
+
+    return lesson
+
+
+def seen_lessons(model: VideoLlama, lesson: Lessoner, seed: int, scenes: int, count: int) -> Lessons:
+    """Lessons on scenes to be looked at."""
+    made = list(world.scenes(seed, scenes))
+    kept = image_queries(model, made, seed)
+    return Lessons(made, "image_queries", lambda i, draw: kept[i], lesson, model.tokenizer, seed, count)
+
+
+def heard_lessons(model: VideoLlama, lesson: Lessoner, seed: int, scenes: int, count: int) -> Lessons:
+    """Lessons on slides that stand in for sound."""
+    made = list(world.scenes(seed, scenes))
+    bank = features(model, binding.pictures(seed, 500), "vision")
+    return Lessons(made, "audio_features", lambda i, draw: slides(bank, made[i], draw), lesson, model.tokenizer, seed, count)

@@ -1,0 +1,154 @@
+"""What the box's language model reads before it sees or hears: the world in words.
+
+Where soft tokens will stand, there stand captions. The lessons get harder: first to repeat what was said, then to recall
+one fact by another, then the chat. Without that order, telling which of two things was asked about is never learnt.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from vlt.inputs import prompt as prompts
+from vlt.inputs.prompt import Slot, Text
+from vlt.inputs.video import uniform_indices
+from vlt.model.video_llama import VideoLlama
+from vlt.train import supervision, talk
+from vlt.train.supervision import IGNORED, Learnt, Lesson
+from vlt.train.talk import Talk
+from vlt.train.world import COLOURS, MOTIONS, N_SEGMENTS, SHAPES, VOICE_OF, VOICES, Scene, Sound, Thing
+
+# Shares of all steps that the lessons take.
+CURRICULUM = (("repeat", 0.1), ("recall", 0.15), ("chat", 0.75))
+
+
+def imagined(draw: np.random.Generator, n_things: int | None = None) -> Scene:
+    """A scene to be talked about only: nothing in it has a place."""
+    count = (1, 2, 2, 2)[draw.integers(4)] if n_things is None else n_things
+    if n_things is None and draw.random() < 0.02:
+        count = 0
+    shapes, colours = draw.permutation(SHAPES)[:count], draw.permutation(COLOURS)[:count]
+    things = tuple(
+        Thing(str(s), str(c), str(draw.choice(MOTIONS)), 0.0, 0.0, 0.0, 0.0) for s, c in zip(shapes, colours, strict=True)
+    )
+    voice = VOICE_OF[str(draw.choice(shapes))] if count and draw.random() < 0.6 else str(draw.choice(VOICES))
+    segments = sorted(draw.choice(N_SEGMENTS, size=int(draw.integers(0, 4)), replace=False).tolist())
+    sounds = tuple(Sound(voice, 2.0 * segment, 1.0, 1.0) for segment in segments)
+    return Scene(0, things, sounds, voice not in [VOICE_OF[str(s)] for s in shapes])
+
+
+def lesson(name: str, draw: np.random.Generator) -> Lesson:
+    """A text of one kind of lesson."""
+    return {"repeat": repeated, "recall": recalled, "chat": chat}[name](draw)
+
+
+def repeated(draw: np.random.Generator) -> Lesson:
+    """Some words in any order, and again: what followed a word before will follow it now."""
+    said = draw.permutation((*SHAPES, *COLOURS, *MOTIONS, *VOICES))[: int(draw.integers(5, 13))].tolist()
+    return (" ".join([*said, said[0]]), Learnt("".join(f" {word}" for word in said[1:])))
+
+
+def recalled(draw: np.random.Generator) -> Lesson:
+    """Two or three things, and of each the same fact."""
+    made = imagined(draw, int(draw.integers(2, 4)))
+    key = ("colour", "shape", "motion")[draw.integers(3)]
+    out: list[str | Learnt] = [talk.caption(made)]
+    for i in draw.permutation(len(made.things)):
+        thing = made.things[i]
+        start, end = {
+            "colour": (f" The {thing.shape} is", f" {thing.colour}."),
+            "shape": (f" The {thing.colour} object is a", f" {thing.shape}."),
+            "motion": (f" The {thing.shape}", f" {talk.moves(thing)}."),
+        }[key]
+        out += [start, Learnt(end)]
+    return tuple(out)
+
+
+def chat(draw: np.random.Generator) -> Lesson:
+    """Questions and answers as the model will meet them, in the prompts of training and of use."""
+    made, way = imagined(draw), draw.random()
+    branches = (("video",), ("audio",), ("audio", "video"))[draw.integers(3)]
+    if way < 0.08:
+        branch = branches[0]
+        return _filled(supervision.caption(_told(made, branch), branch), made)
+    if way < 0.1:
+        return _dialogue([draw.choice(talk.known())], ("",))  # type: ignore[arg-type]
+    asked = [t for t in talk.about(made, draw) if set(t.branches) <= set(branches)]
+    if "video" in branches and draw.random() < 0.15:
+        asked = talk.absent(made, draw)
+    chosen = [talk.reworded(asked[i], draw) for i in draw.permutation(len(asked))[: int(draw.integers(1, 4))]]
+    if way < 0.4:
+        branch = branches[0]
+        first = f"</Video> {_sampled(draw) if draw.random() < 0.5 else ''}{chosen[0].question}"
+        turns = [(("<Video>", Slot(branch), first), chosen[0].answer), *(((t.question,), t.answer) for t in chosen[1:])]
+        if branches == ("audio", "video"):
+            turns[0] = (prompts.message(chosen[0].question, "video", branches), chosen[0].answer)
+        return _filled(supervision.conversation(turns, "vicuna"), made)
+    return _filled(_dialogue(chosen, prompts.message(chosen[0].question, "video", branches, _sampled(draw))), made)
+
+
+def _dialogue(talks: list[Talk], message: Text) -> Lesson:
+    """As `prompts.Template.chat` writes it, the answers to be learnt."""
+    out: list[str | Slot | Learnt] = ["###Human: ", *message]
+    for i, t in enumerate(talks):
+        if i:
+            out += ["Human: ", t.question]
+        out += ["###Assistant:", Learnt(f" {t.answer}###")]
+    return tuple(out)
+
+
+def _sampled(draw: np.random.Generator) -> str:
+    """The sentence on frame times, of a clip of some length."""
+    n_frames = 128 if draw.random() < 0.7 else int(draw.integers(16, 400))
+    return prompts.frame_times(uniform_indices(n_frames, 8).tolist(), 8.0)
+
+
+def _told(made: Scene, branch: str) -> str:
+    return talk.caption(made) if branch == "video" else talk.sound_caption(made)
+
+
+def _filled(text: Lesson, made: Scene) -> Lesson:
+    """Words in place of soft tokens."""
+    return tuple(_told(made, piece.branch) if isinstance(piece, Slot) else piece for piece in text)
+
+
+class Texts(torch.utils.data.Dataset):
+    """The lessons in their order; an item is a text's token ids and, for each, whether it is to be learnt."""
+
+    def __init__(self, tokenizer: Any, seed: int, count: int) -> None:
+        self.tokenizer, self.seed, self.count = tokenizer, seed, count
+        self.ends = np.cumsum([share for _, share in CURRICULUM]) * count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        name = CURRICULUM[min(int(np.searchsorted(self.ends, index, side="right")), len(CURRICULUM) - 1)][0]
+        prompt = supervision.tokenise(lesson(name, np.random.default_rng([self.seed, index, 13])), self.tokenizer)
+        ids, labels = prompt.parts[0], (prompt.labels or ((),))[0]
+        return torch.tensor(ids), torch.tensor(labels)
+
+
+def together(items: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+    """One batch of texts, filled up on the right."""
+    pad = nn.utils.rnn.pad_sequence
+    ids = pad([ids for ids, _ in items], batch_first=True)
+    labels = pad([labels for _, labels in items], batch_first=True, padding_value=IGNORED)
+    length = torch.tensor([len(ids) for ids, _ in items])
+    return {"ids": ids, "mask": (torch.arange(ids.shape[1]) < length[:, None]).long(), "labels": labels}
+
+
+class Reader(nn.Module):
+    """The language model learns to read."""
+
+    def __init__(self, model: VideoLlama) -> None:
+        super().__init__()
+        self.language_model = model.language_model
+        self.requires_grad_(True)
+
+    def forward(self, ids: Tensor, mask: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        out = self.language_model(input_ids=ids, attention_mask=mask, labels=labels, use_cache=False)
+        return {"loss": out.loss}
