@@ -341,15 +341,37 @@ def evaluate(
     from vlt.model.load import load
     from vlt.train import evaluate as evaluation
 
-    for path in (json_file, figure):
-        if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
-            raise VltError(f"{path}: give a file in a folder that exists")
+    _check_file(json_file)
+    _check_file(figure)
     rows = evaluation.evaluate(load(model), clips, seed, condition or ())
     if json_file is not None:
         _write_atomically(json_file, json.dumps(rows, indent=1) + "\n")
     if figure is not None:
         evaluation.draw(rows, figure)
     typer.echo(evaluation.markdown(rows))
+
+
+@app.command()
+def hearing(
+    clips: Annotated[int, typer.Option(help="How many fresh clips to ask about.", min=2)] = 200,
+    seed: Annotated[int, typer.Option(help="Of the clips, and of what is trained.", min=0)] = 1000,
+    model: Annotated[str, typer.Option(help="'box', or a folder that knows the small world.")] = "box",
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the rows here.", show_default=False)] = None,
+) -> None:
+    """Does hearing come from pictures? Trains the audio branch on pictures, on sound, and without binding, and asks."""
+    from vlt.model.load import load
+    from vlt.train import hearing as comparison
+
+    _check_file(json_file)
+    rows = comparison.compare(load(model), clips, seed)
+    if json_file is not None:
+        _write_atomically(json_file, json.dumps(rows, indent=1) + "\n")
+    typer.echo(comparison.markdown(rows))
+
+
+def _check_file(path: Path | None) -> None:
+    if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
+        raise VltError(f"{path}: give a file in a folder that exists")
 
 
 if __name__ == "__main__":

@@ -7,11 +7,10 @@ import re
 
 import pytest
 
-from tests.conftest import REFERENCE, Numbers
+from tests.conftest import REFERENCE, Numbers, byte_tokenizer
 from vlt.errors import VltError
 from vlt.inputs import prompt as prompts
 from vlt.inputs.prompt import Prompt, Slot, Text
-from vlt.model import box
 
 STORED = json.loads((REFERENCE / "full_tiny_prompts.json").read_text())
 QUESTION = json.loads((REFERENCE / "config.json").read_text())["question"]
@@ -39,7 +38,7 @@ def test_text_is_the_originals(name: str) -> None:
 
 @pytest.mark.parametrize("name", TALKS)
 def test_token_ids_are_the_originals(name: str, full: Numbers) -> None:
-    ids = prompts.tokenise(talk(name), box.byte_tokenizer())
+    ids = prompts.tokenise(talk(name), byte_tokenizer())
     stored = [tuple(full[k][0].tolist()) for k in sorted(full.tensors) if re.fullmatch(rf"inputs\.{name}\.token_ids\.\d", k)]
     assert [part for part in ids.parts if not isinstance(part, str)] == stored
     assert ids.branches == TALKS[name][2]
@@ -98,7 +97,7 @@ def test_followed_by() -> None:
 
 
 def test_byte_tokenizer_gives_text_back() -> None:
-    tokenizer = box.byte_tokenizer()
+    tokenizer = byte_tokenizer()
     text = "Ähm, 犬? ###"
     ids = tokenizer.encode(text, add_special_tokens=False)
     assert ids == [byte + 3 for byte in text.encode()]

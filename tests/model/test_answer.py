@@ -10,9 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.conftest import byte_tokenizer, stand_in
 from vlt.errors import VltError
 from vlt.inputs.clip import Clip
-from vlt.model import box
 from vlt.model.answer import Encoded, _pieces
 from vlt.model.config import VideoLlamaConfig
 from vlt.model.video_llama import VideoLlama
@@ -102,7 +102,7 @@ def scripted(model: VideoLlama, text: str) -> VideoLlama:
     ],
 )
 def test_the_stop_sign_ends_an_answer(says: str, template: str, text: str, ended: str) -> None:
-    model = scripted(box.stand_in().eval(), says)
+    model = scripted(stand_in(), says)
     model.config.template = template
     limit = len(says) + 5 if ended == "length" else 200
     with patch.object(model.language_model, "forward", wraps=model.language_model.forward) as forward:
@@ -117,7 +117,7 @@ def test_the_stop_sign_ends_an_answer(says: str, template: str, text: str, ended
 
 
 def test_the_end_token_ends_an_answer() -> None:
-    model = box.stand_in().eval()
+    model = stand_in()
     real = model.language_model.forward
 
     def forward(*args, **options):
@@ -237,7 +237,7 @@ def test_frames_alone_do_not_need_the_sound(boxed: VideoLlama, media, tmp_path) 
 
 
 def test_pieces_of_text_join_to_the_text() -> None:
-    tokenizer = box.byte_tokenizer()
+    tokenizer = byte_tokenizer()
     ids = tokenizer.encode("añ→b", add_special_tokens=False)
     texts = [tokenizer.decode(ids[:i]) for i in range(len(ids) + 1)]
     pieces = _pieces(texts)

@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel
 
 import vlt
-from tests.conftest import REFERENCE
+from tests.conftest import REFERENCE, stand_in
 from vlt.errors import VltError
-from vlt.model import box, sizes
+from vlt.model import sizes
 from vlt.model.checkpoints import SKIPPED, _our_name
 from vlt.model.config import VideoLlamaConfig
 from vlt.model.load import load_config
@@ -168,7 +168,7 @@ def test_half_precision_keeps_its_type(saved: Path) -> None:
     sound = model.run({"spectrograms": torch.randn(1, 2, 1, 128, 204)}, ["audio_features", "audio_prefix"])
     assert sound["audio_prefix"].dtype == torch.bfloat16
     # what must not be rounded with the weights: rotary frequencies, and the length of a sound's embedding
-    for opened in (model, box.stand_in(torch.bfloat16)):
+    for opened in (model, stand_in(torch.bfloat16)):
         assert opened.language_model.model.rotary_emb.inv_freq.dtype == torch.float32
         assert opened.imagebind.audio.scale() == 20
     assert len(model.answer(None, "What?", max_new_tokens=3).ids) == 3

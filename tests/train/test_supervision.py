@@ -8,11 +8,10 @@ from typing import Any
 import pytest
 from transformers import LlamaTokenizer
 
-from tests.conftest import REFERENCE, Numbers
+from tests.conftest import REFERENCE, Numbers, byte_tokenizer
 from tests.model.test_reference import caption_prompts, instruction_prompts
 from vlt.errors import VltError
 from vlt.inputs.prompt import Prompt, Slot
-from vlt.model.box import byte_tokenizer
 from vlt.train import supervision
 from vlt.train.supervision import IGNORED, Learnt
 

@@ -32,12 +32,7 @@ def load(
         raise VltError("give device or device_map, not both")
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = dtype or (torch.float32 if device.type == "cpu" else torch.bfloat16)
-    if name == "box":
-        if options:
-            raise VltError(f"the model in the box takes no {', '.join(options)}: it is small; give device and dtype only")
-        model = box.stand_in(dtype)
-    else:
-        model = _from_pretrained(name, dtype, options)
+    model = _from_pretrained(box.folder() if name == "box" else name, dtype, options)
     if options.get("device_map") is None and options.get("quantization_config") is None:
         # the device only: `.to(dtype)` would also round the rotary frequencies, which transformers keeps in float32
         torch.nn.Module.to(model, device)
@@ -49,8 +44,7 @@ def load(
 
 def load_config(name: str | Path = "box") -> VideoLlamaConfig:
     """The sizes of a model, without its weights; names as for `load`."""
-    if name == "box":
-        return box.config()
+    name = box.folder() if name == "box" else name
     _check_folder(name)
     try:
         return VideoLlamaConfig.from_pretrained(name, local_files_only=Path(name).exists())

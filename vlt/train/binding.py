@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from fractions import Fraction
 
 import numpy as np
@@ -41,12 +42,13 @@ def sounds(seed: int, count: int) -> Tensor:
         rows = []
         for first in range(0, count, world.N_SEGMENTS):
             here = [] if kind == NOTHING else [world.sound(draw, VOICES[kind], s) for s in range(world.N_SEGMENTS)]
-            rows.append(_heard(here, int(draw.integers(2**31)), min(count - first, world.N_SEGMENTS)))
+            rows.append(heard(here, int(draw.integers(2**31)), min(count - first, world.N_SEGMENTS)))
         out.append(torch.cat(rows).half())
     return torch.stack(out)
 
 
-def _heard(sounds: list[Sound], seed: int, count: int) -> Tensor:
+def heard(sounds: Sequence[Sound], seed: int, count: int) -> Tensor:
+    """Spectrograms of the first `count` segments of a scene with these sounds: [segment, 1, mel, time] float32."""
     wave = torch.from_numpy(voices.waveform(sounds, world.SECONDS, seed))
     bounds = [(Fraction(int(SEGMENT)) * i, Fraction(int(SEGMENT)) * (i + 1)) for i in range(count)]
     return audio.spectrograms_of_waveform(wave, voices.RATE, bounds)

@@ -37,7 +37,10 @@ class Branch(nn.Module):
         model.requires_grad_(False)
         for name in PARTS[branch]:
             part = getattr(model, name).requires_grad_(True)
-            part.data = part.data.float() if isinstance(part, nn.Parameter) else part.float() and part
+            if isinstance(part, nn.Module):
+                part.float()  # what learns keeps full precision, also beside a frozen model in half
+            else:
+                part.data = part.data.float()
         if branch == "audio":
             self._check_eye()
 

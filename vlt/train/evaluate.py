@@ -141,11 +141,15 @@ def table(model: VideoLlama, seen: Sequence[Seen], seed: int = 0, conditions: Se
         for key, (_, t), correct in zip(keys, asked, right(model, asked), strict=True):
             found[key].append((t, correct))
         for (kind, objects), results in sorted(found.items(), key=lambda row: (talk.KINDS.index(row[0][0]), row[0][1])):
-            n, good = len(results), sum(correct for _, correct in results)
-            low, high = wilson(good, n)
-            row = {"condition": condition, "question": kind, "objects": objects, "n": n, "right": good / n}
-            rows.append(row | {"low": low, "high": high, "chance": _commonest([t for t, _ in results])})
+            rows.append({"condition": condition, "question": kind, "objects": objects} | share(results))
     return rows
+
+
+def share(results: Sequence[tuple[Talk, bool]]) -> dict[str, Any]:
+    """Of answers that are right or not: how many, the share of right ones, its interval, and chance."""
+    n, good = len(results), sum(correct for _, correct in results)
+    low, high = wilson(good, n)
+    return {"n": n, "right": good / n, "low": low, "high": high, "chance": _commonest([t for t, _ in results])}
 
 
 def _commonest(talks: Sequence[Talk]) -> float:

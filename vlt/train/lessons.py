@@ -115,7 +115,11 @@ def seen_lessons(model: VideoLlama, lesson: Lessoner, seed: int, scenes: int, co
 
 
 def heard_lessons(model: VideoLlama, lesson: Lessoner, seed: int, scenes: int, count: int) -> Lessons:
-    """Lessons on slides that stand in for sound."""
+    """Lessons on pictures that stand in for sound."""
+    return slide_lessons(model, features(model, binding.pictures(seed, 500), "vision"), lesson, seed, scenes, count)
+
+
+def slide_lessons(model: VideoLlama, bank: Tensor, lesson: Lessoner, seed: int, scenes: int, count: int) -> Lessons:
+    """Lessons on ImageBind's embeddings from a bank [kind, count, joint width]."""
     made = list(world.scenes(seed, scenes))
-    bank = features(model, binding.pictures(seed, 500), "vision")
     return Lessons(made, "audio_features", lambda i, draw: slides(bank, made[i], draw), lesson, model.tokenizer, seed, count)

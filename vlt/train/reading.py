@@ -23,6 +23,7 @@ from vlt.train.world import COLOURS, MOTIONS, N_SEGMENTS, SHAPES, VOICE_OF, VOIC
 
 # Shares of all steps that the lessons take.
 CURRICULUM = (("repeat", 0.1), ("recall", 0.15), ("chat", 0.75))
+REHEARSED = 0.3
 
 
 def imagined(draw: np.random.Generator, n_things: int | None = None) -> Scene:
@@ -41,7 +42,9 @@ def imagined(draw: np.random.Generator, n_things: int | None = None) -> Scene:
 
 
 def lesson(name: str, draw: np.random.Generator) -> Lesson:
-    """A text of one kind of lesson."""
+    """A text of one kind of lesson. What was learnt by recalling is gone again soon, so it goes on beside the chat."""
+    if name == "chat" and draw.random() < REHEARSED:
+        name = "recall"
     return {"repeat": repeated, "recall": recalled, "chat": chat}[name](draw)
 
 
@@ -52,10 +55,19 @@ def repeated(draw: np.random.Generator) -> Lesson:
 
 
 def recalled(draw: np.random.Generator) -> Lesson:
-    """Two or three things, and of each the same fact."""
-    made = imagined(draw, int(draw.integers(2, 4)))
-    key = ("colour", "shape", "motion")[draw.integers(3)]
-    out: list[str | Learnt] = [talk.caption(made)]
+    """Some things, and of each the same fact."""
+    made = imagined(draw, int(draw.integers(1, 4)))
+    key = ("colour", "shape", "motion", "existence", "match")[draw.integers(5)]
+    if key == "match":
+        asked = [t for t in talk.seen_and_heard(made) if t.kind != "both"]
+        out: list[str | Learnt] = [f"{talk.sound_caption(made)} {talk.caption(made)}"]
+        return (*out, *(Learnt(f" {asked[i].answer}") for i in draw.permutation(len(asked))))
+    out = [talk.caption(made)]
+    if key == "existence":
+        there = [thing.shape for thing in made.things]
+        for shape in draw.permutation(SHAPES)[:3].tolist():
+            out += [f" Is there a {shape}?", Learnt(f" {'Yes' if shape in there else 'No'}.")]
+        return tuple(out)
     for i in draw.permutation(len(made.things)):
         thing = made.things[i]
         start, end = {

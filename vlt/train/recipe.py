@@ -139,6 +139,7 @@ def fit(
         train_sampling_strategy="sequential",
         dataloader_num_workers=workers,
         dataloader_prefetch_factor=4 if workers else None,
+        dataloader_pin_memory=torch.cuda.is_available(),
         remove_unused_columns=False,
         label_names=[],
         logging_steps=min(25, schedule.steps),
