@@ -114,7 +114,6 @@ def test_the_sign_before_a_question_is_learnt_as_in_the_original() -> None:
     assert all_tokens[-1] == ("#", True)
 
 
-@pytest.mark.xfail(strict=True, reason="a token counts as learnt by its first character, which is the space before the word")
 @pytest.mark.parametrize(
     ("kind", "template"), [("description", "vicuna"), ("description", "llama2"), ("conversation", "llama2")]
 )

@@ -33,7 +33,7 @@ def compressed(pictures: np.ndarray, draw: np.random.Generator) -> np.ndarray:
         return pictures
     buffer = io.BytesIO()
     Image.fromarray(pictures).save(buffer, "JPEG", quality=int(draw.integers(50, 96)))
-    return np.asarray(Image.open(buffer))
+    return np.array(Image.open(buffer))
 
 
 class Pictures(torch.utils.data.Dataset):

@@ -22,8 +22,9 @@ from vlt.train.talk import Talk
 from vlt.train.world import COLOURS, MOTIONS, N_SEGMENTS, SHAPES, VOICE_OF, VOICES, Scene, Sound, Thing
 
 # Shares of all steps that the lessons take.
-CURRICULUM = (("repeat", 0.1), ("recall", 0.15), ("chat", 0.75))
+CURRICULUM = (("repeat", 0.08), ("recall", 0.37), ("chat", 0.55))
 REHEARSED = 0.3
+FACTS = ("colour", "shape", "motion", "existence", "match")
 
 
 def imagined(draw: np.random.Generator, n_things: int | None = None) -> Scene:
@@ -57,7 +58,7 @@ def repeated(draw: np.random.Generator) -> Lesson:
 def recalled(draw: np.random.Generator) -> Lesson:
     """Some things, and of each the same fact."""
     made = imagined(draw, int(draw.integers(1, 4)))
-    key = ("colour", "shape", "motion", "existence", "match")[draw.integers(5)]
+    key = FACTS[draw.integers(len(FACTS))]
     if key == "match":
         asked = [t for t in talk.seen_and_heard(made) if t.kind != "both"]
         out: list[str | Learnt] = [f"{talk.sound_caption(made)} {talk.caption(made)}"]
