@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -218,3 +220,43 @@ def test_a_branch_that_is_not_there(files: Path, tmp_path: Path) -> None:
 def test_the_audio_branch_needs_frames_of_its_eyes_size(tiny_folder: Path) -> None:
     with pytest.raises(VltError, match="42 pixels; ImageBind's vision trunk wants 28"):
         Branch(load(tiny_folder, device="cpu"), "audio")
+
+
+def run_cli(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "vlt.cli", "train", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
+def test_command(files: Path, tmp_path: Path) -> None:
+    """One phase from the command line, readers in processes of their own; then it goes on where it was."""
+    model = stand_in()
+    model.save_pretrained(tmp_path / "model")
+    options = ["--model", tmp_path / "model", "--batch", 2, "--workers", 1]
+    for name, folder, ratio in SOURCES["instructions"]:
+        options += ["--data", files / name, "--media", files / folder, "--ratio", ratio]
+    done = run_cli("al-2", tmp_path / "out", *options, "--steps", 6)
+    assert done.returncode == 0, done.stderr
+    assert "videochat.json: 4 rows, 0 broken" in done.stderr
+    assert "1 clips could not be read" in done.stderr
+    assert "vlt.load(" in done.stdout
+    trained = load(tmp_path / "out", device="cpu")
+    moved = {n.split(".")[0] for n, p in trained.named_parameters() if not torch.equal(p, model.get_parameter(n))}
+    assert moved == set(PARTS["audio"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data", "{}/llava.json", "--media", "{}/pictures", "--media", "{}/clips"], "1 --data, 2 --media and 0 --ratio; give one of each"),
+        (["--data", "{}/llava.json", "--media", "{}/pictures"], "pre-training"),
+        (["--data", "{}/nothing.csv", "--media", "{}/pictures"], "nothing.csv"),
+    ],
+)
+def test_command_refuses_in_one_line(files: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
+    stand_in().save_pretrained(tmp_path / "model")
+    given = [argument.format(files) for argument in arguments]
+    done = run_cli("vl-1", tmp_path / "out", "--model", tmp_path / "model", *given)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert done.stderr.strip().splitlines()[-1].startswith("vlt: ")
+    assert not (tmp_path / "out").exists()

@@ -22,7 +22,7 @@ from vlt.train.talk import Talk
 from vlt.train.world import COLOURS, MOTIONS, N_SEGMENTS, SHAPES, VOICE_OF, VOICES, Scene, Sound, Thing
 
 # Shares of all steps that the lessons take.
-CURRICULUM = (("repeat", 0.08), ("recall", 0.37), ("chat", 0.55))
+CURRICULUM = (("repeat", 0.08), ("recall", 0.27), ("chat", 0.65))
 REHEARSED = 0.3
 FACTS = ("colour", "shape", "motion", "existence", "match")
 
@@ -61,19 +61,18 @@ def recalled(draw: np.random.Generator) -> Lesson:
     key = FACTS[draw.integers(len(FACTS))]
     if key == "match":
         asked = [t for t in talk.seen_and_heard(made) if t.kind != "both"]
-        out: list[str | Learnt] = [f"{talk.sound_caption(made)} {talk.caption(made)}"]
-        return (*out, *(Learnt(f" {asked[i].answer}") for i in draw.permutation(len(asked))))
-    out = [talk.caption(made)]
+        return (f"{talk.sound_caption(made)} {talk.caption(made)}", Learnt(f" {asked[draw.integers(len(asked))].answer}"))
+    out: list[str | Learnt] = [talk.caption(made)]
     if key == "existence":
         there = [thing.shape for thing in made.things]
-        for shape in draw.permutation(SHAPES)[:3].tolist():
-            out += [f" Is there a {shape}?", Learnt(f" {'Yes' if shape in there else 'No'}.")]
+        for shape in draw.permutation(SHAPES)[:4].tolist():
+            out += [f" The {shape} is", Learnt(" there." if shape in there else " not there.")]
         return tuple(out)
     for i in draw.permutation(len(made.things)):
         thing = made.things[i]
         start, end = {
             "colour": (f" The {thing.shape} is", f" {thing.colour}."),
-            "shape": (f" The {thing.colour} object is a", f" {thing.shape}."),
+            "shape": (f" It is a {thing.colour}", f" {thing.shape}."),
             "motion": (f" The {thing.shape}", f" {talk.moves(thing)}."),
         }[key]
         out += [start, Learnt(end)]
@@ -88,7 +87,8 @@ def chat(draw: np.random.Generator) -> Lesson:
         branch = branches[0]
         return _filled(supervision.caption(_told(made, branch), branch), made)
     if way < 0.1:
-        return _dialogue([draw.choice(talk.known())], ("",))  # type: ignore[arg-type]
+        known = talk.known()[draw.integers(len(VOICES))]
+        return _dialogue([known], (known.question,))
     asked = [t for t in talk.about(made, draw) if set(t.branches) <= set(branches)]
     if "video" in branches and draw.random() < 0.15:
         asked = talk.absent(made, draw)

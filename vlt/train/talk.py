@@ -1,6 +1,7 @@
 """What is said in the small world: captions, questions, and their true answers, as sentences.
 
-An answer repeats what it was asked about: with two things in the picture, the question names one by its shape or colour.
+An answer repeats what it was asked about, and the value that is looked for stands right behind it: so a small language
+model finds it. With two things in the picture, a question names one by its shape or colour.
 """
 
 from __future__ import annotations
@@ -92,15 +93,14 @@ def seen(made: Scene, draw: np.random.Generator) -> list[Talk]:
     number = len(made.things)
     there = [t.shape for t in made.things]
     asked = str(draw.choice(there)) if there and draw.random() < 0.5 else str(draw.choice(SHAPES))
-    answer = f"Yes, there is a {asked}." if asked in there else f"No, there is no {asked}."
     out = [
         _talk("caption", caption(made), look),
         _talk("number", f"There {'is' if number == 1 else 'are'} {NUMBERS[number]}.", look),
-        _talk("existence", answer, look, shape=asked),
+        _talk("existence", f"The {asked} is {'' if asked in there else 'not '}there.", look, shape=asked),
     ]
     for t in made.things:
         out += [
-            _talk("shape", f"The {t.colour} object is a {t.shape}.", look, colour=t.colour),
+            _talk("shape", f"It is a {t.colour} {t.shape}.", look, colour=t.colour),
             _talk("colour", f"The {t.shape} is {t.colour}.", look, shape=t.shape),
             _talk("motion", f"The {t.shape} {moves(t)}.", look, shape=t.shape),
         ]
@@ -113,8 +113,8 @@ def absent(made: Scene, draw: np.random.Generator) -> list[Talk]:
     colour = str(draw.choice([c for c in COLOURS if c not in [t.colour for t in made.things]]))
     return [
         _talk("shape", f"There is no {colour} object.", ("video",), colour=colour),
-        _talk("colour", f"There is no {shape}.", ("video",), shape=shape),
-        _talk("motion", f"There is no {shape}.", ("video",), shape=shape),
+        _talk("colour", f"The {shape} is not there.", ("video",), shape=shape),
+        _talk("motion", f"The {shape} is not there.", ("video",), shape=shape),
     ]
 
 
@@ -144,9 +144,9 @@ def seen_and_heard(made: Scene) -> list[Talk]:
         return [*out, *(_talk(kind, "Nothing makes a sound.", both) for kind in ("match", "source colour"))]
     shape = SHAPE_OF[made.voice]
     if made.source is None:
-        match, colour = f"A {shape} makes this sound, but I do not see it.", f"The {shape} is not there."
+        match, colour = f"The {shape} is not there.", f"The {shape} is not there."
     else:
-        match, colour = f"A {shape} makes this sound, and I see it.", f"The {shape} is {made.things[made.source].colour}."
+        match, colour = f"The {shape} is there.", f"The {shape} is {made.things[made.source].colour}."
     return [*out, _talk("match", match, both), _talk("source colour", colour, both)]
 
 
