@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from vlt.errors import VltError
+from vlt.errors import VltError, write_whole
 
 if TYPE_CHECKING:
     from vlt.inputs.clip import Clip
@@ -82,8 +82,7 @@ def probe(
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer.", min=1)] = 300,
 ) -> None:
     """What a clip holds, what becomes of it stage by stage, and the answer to a question about it."""
-    if json_file is not None and (json_file.is_dir() or not json_file.parent.is_dir()):
-        raise VltError(f"--json {json_file}: give a file in a folder that exists")
+    _check_file(json_file)
     if json_file is not None and json_file.exists() and clip.exists() and json_file.samefile(clip):
         raise VltError(f"--json {json_file}: is the clip itself; give another file")
     with _progress() as progress:
@@ -113,7 +112,7 @@ def probe(
         "tokens": list(answer.tokens),
     }
     if json_file is not None:
-        _write_atomically(json_file, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+        write_whole(json_file, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
     _print_probe(description, rows, answer, loaded.config.note)
 
 
@@ -170,19 +169,6 @@ def _print_probe(description: dict[str, Any], rows: list[dict[str, Any]], answer
 def _printable(text: str) -> str:
     """Without control characters: an answer cannot drive the terminal."""
     return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    """The whole text or nothing: an interrupted run leaves no half file."""
-    try:
-        work = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            work.write_text(text, encoding="utf-8")
-            work.replace(path)
-        finally:
-            work.unlink(missing_ok=True)
-    except OSError as error:
-        raise VltError(f"{path}: cannot be written ({error.strerror})") from error
 
 
 @app.command()
@@ -257,7 +243,7 @@ app.add_typer(train_app, name="train")
 def train_box(
     output: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to write.", show_default=False)],
     seed: Annotated[int, typer.Option(help="Of everything that is drawn.", min=0, max=99)] = 0,
-    scale: Annotated[float, typer.Option(help="Of the number of steps; small ones only show that it runs.")] = 1.0,
+    scale: Annotated[float, typer.Option(help="Of the number of steps; a small one only shows that it runs.")] = 1.0,
     work: Annotated[
         Path | None, typer.Option(help="For what is unfinished: OUT.work if not given.", show_default=False)
     ] = None,
@@ -268,20 +254,25 @@ def train_box(
     """
     from vlt.train import box
 
-    _check_output(output)
+    output, work = _check_output(output, work)
     table = Table("step", "steps", "loss, first", "last", "seconds", box=None, pad_edge=False, header_style="bold")
-    for row in box.make(output, work or output.with_name(f"{output.name}.work"), seed, scale):
+    for row in box.make(output, work, seed, scale):
         losses = f"{row['loss_first']:.3f}", f"{row['loss_last']:.3f}"
         table.add_row(row["name"], str(row["steps"]), *losses, f"{row['seconds']:.0f}")
     out.print(table)
     out.print(f"{output}: open it with vlt.load({str(output)!r})", highlight=False, markup=False)
 
 
-def _check_output(output: Path) -> None:
-    if output.exists() and not output.is_dir():
-        raise VltError(f"{output}: is a file; give a folder")
-    if not output.absolute().parent.is_dir():
-        raise VltError(f"{output}: the folder that it would lie in does not exist")
+def _check_output(output: Path, work: Path | None) -> tuple[Path, Path]:
+    """OUT, which must be new, and the folder for what is unfinished."""
+    output = output.absolute()
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise VltError(f"{output}: exists, and is not an empty folder; give a new one")
+    work = output.with_name(f"{output.name}.work") if work is None else work
+    for folder in (output.parent, work.absolute().parent):
+        if not folder.is_dir() or not os.access(folder, os.W_OK):
+            raise VltError(f"{folder}: is no folder that can be written in")
+    return output, work
 
 
 def _train_phase(
@@ -293,30 +284,36 @@ def _train_phase(
     ratio: Annotated[list[int] | None, typer.Option(help="Share of each file's examples.", show_default=False)] = None,
     steps: Annotated[int | None, typer.Option(help="The original's if not given.", min=1, show_default=False)] = None,
     batch: Annotated[int | None, typer.Option(help="Per device; the original's if not given.", min=1)] = None,
-    seed: Annotated[int, typer.Option(help="Of everything that is drawn.", min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="Of everything that is drawn.", min=0, max=2**32 - 1)] = 0,
     workers: Annotated[int, typer.Option(help="Processes that read files.", min=0)] = 2,
     work: Annotated[Path | None, typer.Option(help="For checkpoints: OUT.work if not given.", show_default=False)] = None,
 ) -> None:
     import dataclasses
 
+    import torch
+
     from vlt.model.load import load
     from vlt.train import recipe
 
     name = str(context.info_name)
-    _check_output(output)
     if len(data) != len(media) or (ratio and len(ratio) != len(data)):
         raise VltError(
             f"{len(data)} --data, {len(media)} --media and {len(ratio or [])} --ratio; give one of each for each file"
         )
+    output, work = _check_output(output, work)
     sources = [recipe.Source(*row) for row in zip(data, media, ratio or [1] * len(data), strict=True)]
     schedule = recipe.PHASES[name].schedule
-    schedule = dataclasses.replace(schedule, steps=steps or schedule.steps, batch=batch or schedule.batch)
-    schedule = dataclasses.replace(schedule, warmup=min(schedule.warmup, schedule.steps // 5))
-    loaded = load(model)
-    work = work or output.with_name(f"{output.name}.work")
-    recipe.train(name, loaded, sources, work, seed=seed, workers=workers, schedule=schedule, say=lambda s: _say(s, "dim"))
-    loaded.save_pretrained(output)
-    out.print(f"{output}: open it with vlt.load({str(output)!r})", highlight=False, markup=False)
+    if steps is not None:  # a shorter run keeps some steps at the full rate
+        schedule = dataclasses.replace(schedule, steps=steps, warmup=min(schedule.warmup, steps // 5))
+    if batch is not None:
+        schedule = dataclasses.replace(schedule, batch=batch)
+    rank = os.environ.get("LOCAL_RANK")  # one of several processes, each with its own GPU
+    loaded = load(model, device=f"cuda:{rank}" if rank and torch.cuda.is_available() else None)
+    say = (lambda text: _say(text, "dim")) if recipe.is_first() else (lambda text: None)
+    recipe.train(name, loaded, sources, work, seed=seed, workers=workers, schedule=schedule, say=say)
+    if recipe.is_first():
+        loaded.save_pretrained(output)
+        out.print(f"{output}: open it with vlt.load({str(output)!r})", highlight=False, markup=False)
 
 
 for _name, _help in {
@@ -331,7 +328,7 @@ for _name, _help in {
 @app.command()
 def evaluate(
     clips: Annotated[int, typer.Option(help="How many fresh clips.", min=2)] = 200,
-    seed: Annotated[int, typer.Option(help="Of the clips; the box was trained on those below 1000.", min=0)] = 1000,
+    seed: Annotated[int, typer.Option(help="Of the clips; the box was trained on those below 1000.", min=1000)] = 1000,
     model: Annotated[str, typer.Option(help="'box', or a folder that knows the small world.")] = "box",
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the rows here.", show_default=False)] = None,
     figure: Annotated[Path | None, typer.Option(help="Draw the table here (png, svg or pdf).", show_default=False)] = None,
@@ -343,18 +340,20 @@ def evaluate(
 
     _check_file(json_file)
     _check_file(figure)
+    if figure is not None and figure.suffix.lower() not in FIGURES:
+        raise VltError(f"{figure}: figures are written as {', '.join(FIGURES)}")
     rows = evaluation.evaluate(load(model), clips, seed, condition or ())
+    typer.echo(evaluation.markdown(rows))
     if json_file is not None:
-        _write_atomically(json_file, json.dumps(rows, indent=1) + "\n")
+        write_whole(json_file, json.dumps(rows, indent=1) + "\n")
     if figure is not None:
         evaluation.draw(rows, figure)
-    typer.echo(evaluation.markdown(rows))
 
 
 @app.command()
 def hearing(
     clips: Annotated[int, typer.Option(help="How many fresh clips to ask about.", min=2)] = 200,
-    seed: Annotated[int, typer.Option(help="Of the clips, and of what is trained.", min=0)] = 1000,
+    seed: Annotated[int, typer.Option(help="Of the clips, and of the first weights.", min=1000)] = 1000,
     model: Annotated[str, typer.Option(help="'box', or a folder that knows the small world.")] = "box",
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the rows here.", show_default=False)] = None,
 ) -> None:
@@ -364,14 +363,20 @@ def hearing(
 
     _check_file(json_file)
     rows = comparison.compare(load(model), clips, seed)
-    if json_file is not None:
-        _write_atomically(json_file, json.dumps(rows, indent=1) + "\n")
     typer.echo(comparison.markdown(rows))
+    if json_file is not None:
+        write_whole(json_file, json.dumps(rows, indent=1) + "\n")
+
+
+FIGURES = (".png", ".svg", ".pdf")
 
 
 def _check_file(path: Path | None) -> None:
+    """Before the work, not after it."""
     if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
         raise VltError(f"{path}: give a file in a folder that exists")
+    if path is not None and not os.access(path if path.exists() else path.absolute().parent, os.W_OK):
+        raise VltError(f"{path}: cannot be written")
 
 
 if __name__ == "__main__":

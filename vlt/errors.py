@@ -1,9 +1,11 @@
-"""The one kind of error that vlt raises on purpose: it says what was asked, what was expected, what came, what to do."""
+"""The one kind of error that vlt raises on purpose: it says what was asked, what was expected, what came, what to do.
+And reading and writing small files so that it is raised."""
 
 from __future__ import annotations
 
 import difflib
 import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -34,3 +36,16 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise VltError(f"{path}: holds a {type(content).__name__}; expected a JSON object")
     return content
+
+
+def write_whole(path: Path, content: bytes | str) -> None:
+    """The whole content or nothing: an interrupted run leaves no half file."""
+    work = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        try:
+            work.write_bytes(content.encode() if isinstance(content, str) else content)
+            work.replace(path)
+        finally:
+            work.unlink(missing_ok=True)
+    except OSError as error:
+        raise VltError(f"{path}: cannot be written ({error.strerror})") from error

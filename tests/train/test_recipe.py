@@ -247,7 +247,10 @@ def test_command(files: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--data", "{}/llava.json", "--media", "{}/pictures", "--media", "{}/clips"], "1 --data, 2 --media and 0 --ratio; give one of each"),
+        (
+            ["--data", "{}/llava.json", "--media", "{}/pictures", "--media", "{}/clips"],
+            "1 --data, 2 --media and 0 --ratio; give one of each",
+        ),
         (["--data", "{}/llava.json", "--media", "{}/pictures"], "pre-training"),
         (["--data", "{}/nothing.csv", "--media", "{}/pictures"], "nothing.csv"),
     ],

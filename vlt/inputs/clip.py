@@ -91,9 +91,12 @@ class Clip:
         reader: str | None = None,
         indices: Sequence[int] | np.ndarray | None = None,
     ) -> UInt8[np.ndarray, "frame size size 3"]:
-        """The sampled frames as bytes, resized; `reader` as in `read_frames`. indices: these frames, in their place."""
-        if indices is None or self.n_frames == 0:
-            indices = self.frame_indices(n_frames)
+        """The sampled frames as bytes, resized; `reader` as in `read_frames`. indices: these
+        frames instead of `n_frames` sampled ones."""
+        sampled = self.frame_indices(n_frames)  # also where indices are given: sound only is refused
+        indices = sampled if indices is None else np.asarray(indices)
+        if indices.ndim != 1 or not np.issubdtype(indices.dtype, np.integer):
+            raise VltError(f"{self.path}: frames are asked for by a list of whole numbers, not by {indices.tolist()!r}")
         if self._stream is None:
             if [int(i) for i in indices] != [0]:
                 raise VltError(f"{self.path}: frames {list(indices)} were asked for; a still has frame 0 only")

@@ -69,6 +69,9 @@ class VideoLlama(Answers, PreTrainedModel):
             for name in ("image_query_tokens", "video_query_tokens", "audio_query_tokens"):
                 if hasattr(self, name):
                     init.normal_(getattr(self, name), std=self.config.initializer_range)
+            for name in ("frame_position", "segment_position"):
+                if hasattr(self, name):
+                    init.normal_(getattr(self, name).weight)  # deviation 1, as in the original: order is told loudly
 
     def save_pretrained(self, save_directory: Any, *args: Any, **options: Any) -> None:
         """As in transformers; the tokenizer goes into the same folder, so that `vlt.load` finds it."""

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import nn
 from torch.utils.data import Dataset
 
+from vlt.errors import VltError, write_whole
 from vlt.model.config import VideoLlamaConfig
 from vlt.model.video_llama import VideoLlama
 from vlt.train import binding, branches, foundations, lessons, reading, recipe, words
@@ -26,6 +27,7 @@ from vlt.train.recipe import Schedule
 DONE = "done.safetensors"
 # Seeds of worlds: training uses those below 1,000, so that evaluation may use all others.
 PICTURES, SCENES, SOUNDS = 1, 2, 3
+MAX_SEED = 99
 
 
 def config(vocabulary: int) -> VideoLlamaConfig:
@@ -111,9 +113,9 @@ class Step:
 def steps(scale: float = 1.0) -> list[Step]:
     """All, in their order. scale: of the number of steps; a small one shows that all runs, and teaches little."""
 
-    def schedule(steps: int, rate: float, batch: int = 64) -> Schedule:
+    def schedule(steps: int, rate: float, least: float = 0.01) -> Schedule:
         steps = max(round(steps * scale), 2)
-        return Schedule(steps, batch, rate, rate / 100, rate / 30, steps // 10, weight_decay=0.01, clip=1.0)
+        return Schedule(steps, 64, rate, rate * least, rate / 30, steps // 10, weight_decay=0.01, clip=1.0)
 
     def phase(name: str, count: int, rate: float, branch: str, lesson: Callable[[str], Any]) -> Step:
         data = _seen(lesson(branch)) if branch == "video" else _heard(lesson(branch))
@@ -123,7 +125,7 @@ def steps(scale: float = 1.0) -> list[Step]:
         Step("eyes", schedule(1500, 1.5e-3), foundations.Eyes, _pictures),
         Step("image-qformer", schedule(5000, 1e-3), foundations.Slots, _slots),
         Step("imagebind", schedule(1000, 1e-3), binding.Binding, _triples),
-        Step("language-model", schedule(1500, 1e-3), reading.Reader, _texts, reading.together),
+        Step("language-model", schedule(2000, 1e-3, 0.1), reading.Reader, _texts, reading.together),
         phase("vl-1", 1500, 1e-3, "video", lessons.caption),
         phase("vl-2", 1500, 5e-4, "video", lessons.instruction),
         phase("al-1", 500, 1e-3, "audio", lessons.caption),
@@ -159,8 +161,13 @@ def _heard(lesson: lessons.Lessoner) -> Data:
 
 
 def make(out: Path, work: Path, seed: int = 0, scale: float = 1.0, quiet: bool = False) -> list[dict[str, Any]]:
-    """Trains the box from nothing and saves it in `out`. work: a folder for what is unfinished; another call goes on
-    from what it holds. Returns, and writes to `out`/training.json, what each step took and came to."""
+    """Trains the box from nothing and saves it in `out`. work: a folder for what is unfinished; another call with the
+    same seed and scale goes on from what it holds. Returns, and writes to `out`/training.json, what each step came to,
+    and how many seconds it took (since it was last taken up)."""
+    if not 0 <= seed <= MAX_SEED or not 0 < scale <= 10:
+        raise VltError(f"seed {seed} and scale {scale}; expected 0 to {MAX_SEED}, and more than 0 up to 10")
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise VltError("the box is small: it is trained in one process, not by several")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cpu":
         torch.set_num_threads(1)  # faster than more on matrices so small
@@ -171,7 +178,7 @@ def make(out: Path, work: Path, seed: int = 0, scale: float = 1.0, quiet: bool =
         log.append(_learn(model, step, work / f"{number}-{step.name}", seed, quiet))
     nn.Module.to(model.requires_grad_(False).eval(), "cpu", torch.float16)
     model.save_pretrained(out)
-    (out / "training.json").write_text(json.dumps({"seed": seed, "scale": scale, "steps": log}, indent=1) + "\n")
+    write_whole(out / "training.json", json.dumps({"seed": seed, "scale": scale, "steps": log}, indent=1) + "\n")
     return log
 
 
@@ -180,14 +187,14 @@ def _learn(model: VideoLlama, step: Step, folder: Path, seed: int, quiet: bool) 
     schedule, start = step.schedule, time.perf_counter()
     model.requires_grad_(False)
     task = step.task(model).to(model.device)
+    settings = {"step": step.name, "seed": seed, "start": recipe.fingerprint(model), **dataclasses.asdict(schedule)}
+    recipe.same_settings(folder, settings)
     if (folder / DONE).exists():
-        recipe.take_in(task, folder / DONE)
-        return json.loads((folder / "log.json").read_text())
+        return recipe.take_in(task, folder / DONE)
     data = step.data(model.eval(), seed, schedule.steps * schedule.batch)
     rows = recipe.fit(task, data, schedule, folder, collate=step.collate, seed=seed, quiet=quiet)
     losses = [row["loss"] for row in rows if "loss" in row]
     seconds = round(time.perf_counter() - start, 1)
     log = {"name": step.name, "steps": schedule.steps, "loss_first": losses[0], "loss_last": losses[-1], "seconds": seconds}
-    (folder / "log.json").write_text(json.dumps(log))
-    save_file({name: p.detach().cpu() for name, p in task.named_parameters() if p.requires_grad}, folder / DONE)
+    recipe.give_out(task, folder / DONE, log)
     return log

@@ -18,13 +18,13 @@ PARTS = {
     "video": ("frame_position", "video_query_tokens", "video_qformer", "video_projection"),
     "audio": ("segment_position", "audio_query_tokens", "audio_qformer", "audio_projection"),
 }
-PATIENCE = 100  # clips after which it is an error that most could not be read
+PATIENCE = 100  # clips after which it is an error that most could not be used
 
 
 class Branch(nn.Module):
     """One branch learns; all else is frozen. The audio branch is given frames too, and sees them with ImageBind's eye.
 
-    problems: the clips that could not be read so far, by their source. n_clips: how often a clip could.
+    problems: the clips that could not be used so far, by their source. n_clips: how often a clip could.
     """
 
     def __init__(self, model: VideoLlama, branch: str) -> None:
@@ -82,11 +82,12 @@ class Branch(nn.Module):
         self.n_clips += n_clips
         if len(self.problems) > max(self.n_clips, PATIENCE):
             last = list(self.problems.values())[-1]
-            counts = f"{len(self.problems)} clips could not be read, and {self.n_clips} could"
+            counts = f"{len(self.problems)} clips could not be used, and {self.n_clips} could"
             raise VltError(f"{counts}; the last: {last.source}: {last.reason}")
 
 
 def _n_learnt(prompt: Prompt) -> int:
-    """Tokens that are predicted: the first of a prompt never is."""
+    """Tokens that are predicted: what stands first, a token or a soft one, never is."""
     labels = [i for piece in prompt.labels or () for i in piece]
-    return sum(i != IGNORED for i in labels[1 if prompt.parts and not isinstance(prompt.parts[0], str) else 0 :])
+    starts_soft = next((isinstance(part, str) for part in prompt.parts if part), True)
+    return sum(i != IGNORED for i in labels[0 if starts_soft else 1 :])

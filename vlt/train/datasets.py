@@ -50,6 +50,7 @@ PROMPTS = tuple(
 )
 PREFIX = "COCO_train2014_"  # LLaVA's file names lack it, those of COCO's pictures have it
 MAX_WORDS = 50  # of a WebVid caption
+MAX_CONVERSATION = 512  # tokens, in both phases
 
 
 @dataclasses.dataclass(frozen=True)
@@ -287,17 +288,18 @@ class Examples(Dataset):
     Of a video, `config.trained_frames` frames: for a caption drawn, half of them from each half, else uniformly. A
     video of fewer gives all it has; a picture is one frame. What is drawn is drawn from (seed, i) and nothing else.
 
-    branch: "video" or "audio", which soft tokens are put in. max_tokens: see `supervision.tokenise`.
+    branch: "video" or "audio", which soft tokens are put in. max_caption: tokens of a caption or description; of a
+    conversation, soft tokens included, MAX_CONVERSATION are kept.
     """
 
     def __init__(
-        self, rows: Sequence[Row], tokenizer: Any, config: VideoLlamaConfig, branch: str, max_tokens: int | None, seed: int
+        self, rows: Sequence[Row], tokenizer: Any, config: VideoLlamaConfig, branch: str, max_caption: int | None, seed: int
     ) -> None:
         if branch not in config.num_queries:
             raise VltError(f"this model has no branch {branch!r}; it has: {', '.join(config.num_queries)}")
         self.template = prompt.template(config.template).name
         self.rows, self.tokenizer, self.config = rows, tokenizer, config
-        self.branch, self.max_tokens, self.seed = branch, max_tokens, seed
+        self.branch, self.max_caption, self.seed = branch, max_caption, seed
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -311,7 +313,9 @@ class Examples(Dataset):
         try:
             frames, sampled = self._frames(row, draw)
             lesson = self._lesson(row, sampled, draw)
-            return {"prompt": supervision.tokenise(lesson, self.tokenizer, self.max_tokens), "frames": frames}
+            room = MAX_CONVERSATION - self.config.num_queries[self.branch]
+            limits = {"max_tokens": room} if row.use == "conversation" else {"max_learnt": self.max_caption}
+            return {"prompt": supervision.tokenise(lesson, self.tokenizer, **limits), "frames": frames}
         except VltError as error:
             return Problem(row.source, str(error))
 

@@ -1,5 +1,5 @@
-"""What the paper takes as given, made in small: eyes that see the world's things, and an ImageBind that binds them to
-their voices. (The language model's lessons are in `reading`.)
+"""What the paper takes as given, made in small: eyes, and the image Q-Former. (ImageBind is in `binding`, the language
+model in `reading`.)
 
 Each task is a module whose `forward` takes a batch and gives its loss, and holds the parts of the model that learn.
 """

@@ -31,8 +31,11 @@ def compare(
 
     taught: what the audio branch was taught on, each time from nothing, with the model's ImageBind and language model;
     in the last an ImageBind that has learnt nothing, so that pictures and sounds are not bound. length: of the sound
-    embeddings that it is then asked about. Pictures have length 1. scale: of the number of training steps.
+    embeddings that it is then asked about. Pictures have length 1. seed: of the clips that it is asked about, and of the
+    branch's first weights. scale: of the number of training steps. Each way is taught once: the intervals do not hold
+    what another training would give.
     """
+    evaluate.check_seed(seed)
     made = list(world.scenes(seed, clips))
     spectrograms = _spectrograms(made)
     rows = []
@@ -40,7 +43,9 @@ def compare(
         pupil = _pupil(model, seed, bound="untrained" not in taught)
         _teach(pupil, "audio" if taught == "sound" else "vision", seed, scale, quiet)
         with torch.no_grad():
-            heard = torch.cat([pupil.imagebind.embed(part.float(), "audio") for part in spectrograms.split(20)])
+            heard = torch.cat(
+                [pupil.imagebind.embed(part.to(pupil.device, torch.float32), "audio") for part in spectrograms.split(20)]
+            )
         for length in lengths:
             found = _asked(pupil, made, functional.normalize(heard, dim=-1) * length)
             rows += [{"taught": taught, "length": length} | row for row in found]

@@ -69,7 +69,7 @@ def image_queries(model: VideoLlama, scenes: Sequence[Scene], seed: int) -> Tens
     for made in tqdm(scenes, desc="looking at scenes", mininterval=2):
         shown = made.frames(INDICES / world.FPS, foundations.SIDE)
         shown = np.stack([foundations.compressed(picture, draw) for picture in shown])
-        out.append(model.run({"frames": video.normalise(shown)[None]}, ["image_queries"])["image_queries"][0].half())
+        out.append(model.run({"frames": video.normalise(shown)[None]}, ["image_queries"])["image_queries"][0].half().cpu())
     return torch.stack(out)
 
 
@@ -77,7 +77,9 @@ def image_queries(model: VideoLlama, scenes: Sequence[Scene], seed: int) -> Tens
 def features(model: VideoLlama, bank: Tensor, modality: str) -> Tensor:
     """ImageBind's embeddings of pictures or sounds, kind by kind: [kind, count, joint width] float16."""
     trunk = model.imagebind.trunk(modality)
-    return torch.stack([torch.cat([trunk(part.float()) for part in kind.split(100)]).half() for kind in bank])
+    return torch.stack(
+        [torch.cat([trunk(part.to(model.device, model.dtype)) for part in kind.split(100)]).half().cpu() for kind in bank]
+    )
 
 
 def slides(features: Tensor, made: Scene, draw: np.random.Generator) -> Tensor:

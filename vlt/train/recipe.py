@@ -1,27 +1,27 @@
 """How anything is trained here: one loop (Hugging Face's `Trainer`), and the paper's four phases with their numbers.
 
-The same loop runs on a laptop, on several GPUs and on several machines (`accelerate launch -m vlt train ...`).
+The same loop runs on a laptop, on several GPUs and on several machines (`accelerate launch -m vlt.cli train ...`).
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save
 from torch import nn
 from torch.utils.data import Dataset
-from transformers import Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
 
-from vlt.errors import VltError, first_line, nearest
+from vlt.errors import VltError, first_line, nearest, read_json, write_whole
 from vlt.model.video_llama import VideoLlama
 from vlt.train import datasets
 from vlt.train.branches import Branch
@@ -29,6 +29,7 @@ from vlt.train.datasets import Problem
 
 WEIGHTS = "model.safetensors"
 PROBLEMS = "problems.jsonl"
+SETTINGS = "settings.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,11 +55,11 @@ class Schedule:
 
 @dataclasses.dataclass(frozen=True)
 class Phase:
-    """One of the paper's four. purpose: what its files hold, "captions" or "instructions". max_tokens: of a text."""
+    """One of the paper's four. purpose: what its files hold, "captions" or "instructions". max_caption: its tokens."""
 
     branch: str
     purpose: str
-    max_tokens: int
+    max_caption: int
     schedule: Schedule
 
 
@@ -87,32 +88,87 @@ def optimiser(model: nn.Module, schedule: Schedule) -> tuple[torch.optim.Optimiz
 class Loop(Trainer):
     """`Trainer`, which keeps of a model only what learns: a 7B language model that is frozen is not written each time."""
 
-    def _learning(self) -> dict[str, torch.Tensor]:
-        model: Any = self.model
-        return {name: p.detach().cpu() for name, p in model.named_parameters() if p.requires_grad}
-
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         if self.args.should_save:
             folder = Path(output_dir or str(self.args.output_dir))
             folder.mkdir(parents=True, exist_ok=True)
-            save_file(self._learning(), folder / WEIGHTS)
+            model: Any = self.accelerator.unwrap_model(self.model)
+            give_out(model, folder / WEIGHTS)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         take_in(model or self.accelerator.unwrap_model(self.model), Path(resume_from_checkpoint) / WEIGHTS)
 
 
-def take_in(model: nn.Module, path: Path) -> None:
-    """Weights that `Loop` wrote, into exactly those parameters that learn."""
+class Bar(ProgressCallback):
+    """A bar that shows the loss, on standard error."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        if state.is_world_process_zero and self.training_bar is not None and "loss" in (logs or {}):
+            self.training_bar.set_postfix(loss=f"{float(logs['loss']):.4f}")
+
+
+def give_out(model: nn.Module, path: Path, log: Mapping[str, Any] | None = None) -> None:
+    """What learns, to a file; with it a log, which `take_in` gives back."""
+    weights = {name: p.detach().cpu().contiguous() for name, p in model.named_parameters() if p.requires_grad}
+    write_whole(path, save(weights, {"log": json.dumps(log or {})}))
+
+
+def take_in(model: nn.Module, path: Path) -> dict[str, Any]:
+    """Weights that `give_out` wrote, into exactly those parameters that learn. Returns the log that came with them."""
     try:
         weights = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise VltError(f"{path}: cannot be opened: {first_line(error)}") from error
+        with safe_open(path, "pt") as file:
+            log = json.loads((file.metadata() or {}).get("log", "{}"))
+    except (OSError, ValueError, SafetensorError) as error:
+        raise VltError(f"{path}: cannot be opened: {first_line(error)}; remove it to do its work again") from error
     learns = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    if wrong := set(weights) ^ set(learns):
-        raise VltError(f"{path}: was written by other training than this: {len(wrong)} names differ, such as {min(wrong)}")
+    theirs, ours = ({name: list(p.shape) for name, p in named.items()} for named in (weights, learns))
+    if wrong := sorted(name for name in theirs.keys() | ours.keys() if theirs.get(name) != ours.get(name)):
+        raise VltError(f"{path}: was written by other training than this: {len(wrong)} weights differ, such as {wrong[0]}")
     with torch.no_grad():
         for name, p in learns.items():
             p.copy_(weights[name])
+    return log
+
+
+def same_settings(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Notes in a work folder what it belongs to; raises `VltError` where it belongs to something else."""
+    path, settings = folder / SETTINGS, json.loads(json.dumps(settings))
+    if path.exists():
+        found = read_json(path)
+        for name in sorted(found.keys() | settings.keys()):
+            if found.get(name) != settings.get(name):
+                told = f"{name} {json.dumps(found.get(name))}, not {json.dumps(settings.get(name))}"
+                raise VltError(f"{folder}: holds unfinished training with {told}; finish that, or give another folder")
+    elif is_first():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(path, json.dumps(settings, indent=1) + "\n")
+
+
+def fingerprint(model: nn.Module, learning_only: bool = False) -> str:
+    """Tells models apart by their weights."""
+    digest = hashlib.sha256()
+    for name, p in model.named_parameters():
+        if p.requires_grad or not learning_only:
+            digest.update(name.encode() + p.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def is_first() -> bool:
+    """Of several processes, the one that writes what all share."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def last_checkpoint(folder: Path) -> str | None:
+    """The latest that was written whole: `Trainer` writes its state last."""
+    found = [(int(p.name.split("-")[1]), p) for p in folder.glob("checkpoint-*") if p.name.split("-")[1].isdigit()]
+    for _, path in sorted(found, reverse=True):
+        try:
+            read_json(path / "trainer_state.json")
+            return str(path)
+        except VltError:
+            continue
+    return None
 
 
 def fit(
@@ -131,6 +187,7 @@ def fit(
     """Trains what in `task` asks for a gradient. data: gone through in its own order. folder: for checkpoints; where it
     holds one, training goes on from there, to the result that it would have had. Returns the log: loss and rate by step.
     """
+    cuda = torch.cuda.is_available()
     arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=schedule.steps,
@@ -139,17 +196,19 @@ def fit(
         train_sampling_strategy="sequential",
         dataloader_num_workers=workers,
         dataloader_prefetch_factor=4 if workers else None,
-        dataloader_pin_memory=torch.cuda.is_available(),
+        dataloader_pin_memory=cuda,
         remove_unused_columns=False,
         label_names=[],
         logging_steps=min(25, schedule.steps),
         save_steps=save_every,
         save_total_limit=2,
         seed=seed,
-        bf16=torch.cuda.is_available() and torch.cuda.is_bf16_supported(),
+        bf16=cuda and torch.cuda.is_bf16_supported(),
+        use_cpu=not cuda,
         report_to="none",
         disable_tqdm=quiet,
     )
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # several GPUs are for `accelerate launch`: nothing splits a list of prompts
     loop = Loop(
         task,
         arguments,
@@ -158,8 +217,11 @@ def fit(
         optimizers=optimiser(task, schedule),
         callbacks=list(callbacks),
     )
-    last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
-    loop.train(resume_from_checkpoint=last)
+    loop.remove_callback(PrinterCallback)  # they write to standard output
+    loop.remove_callback(ProgressCallback)
+    if not quiet:
+        loop.add_callback(Bar)
+    loop.train(resume_from_checkpoint=last_checkpoint(folder))
     return loop.state.log_history
 
 
@@ -199,22 +261,24 @@ def train(
     """One of `PHASES` on files in the original's formats. model: from `vlt.load`; its branch learns, in place. work: a
     folder for checkpoints and problems.jsonl. schedule: by default the original's. options: for `fit`.
 
-    Broken rows and clips that cannot be read are left out, told, counted, and listed in problems.jsonl.
+    Broken rows and clips that cannot be read are left out, told, counted, and listed in problems.jsonl. A work folder
+    of other training is refused.
     """
     if name not in PHASES:
         raise VltError(f"no phase {name!r}; {nearest(name, PHASES)}")
     phase, n_rows, broken, sets = PHASES[name], {}, [], []
-    schedule = schedule or phase.schedule
+    schedule, processes = schedule or phase.schedule, int(os.environ.get("WORLD_SIZE", "1"))
     for source in sources:
         rows, problems = datasets.read(source.file, source.media, phase.purpose)
         say(f"{source.file}: {len(rows)} rows, {len(problems)} broken")
         n_rows[str(source.file)] = len(rows)
         broken += problems
-        sets.append(datasets.Examples(rows, model.tokenizer, model.config, phase.branch, phase.max_tokens, seed))
+        sets.append(datasets.Examples(rows, model.tokenizer, model.config, phase.branch, phase.max_caption, seed))
     task = Branch(model, phase.branch)
-    work.mkdir(parents=True, exist_ok=True)
+    files = [[str(s.file), str(s.media), s.ratio, n_rows[str(s.file)]] for s in sources]
+    settings = {"phase": name, "files": files, "seed": seed, "processes": processes, **dataclasses.asdict(schedule)}
+    same_settings(work, settings | {"start": fingerprint(model, learning_only=True)})
     notes = _Notes(work, broken, task)
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
     mixture = datasets.Mixture(sets, [s.ratio for s in sources], schedule.steps * schedule.batch * processes, seed)
     try:
         log = fit(
@@ -222,9 +286,9 @@ def train(
         )
     finally:
         notes.write()
-    if task.problems:
-        say(f"{len(task.problems)} clips could not be read: see {notes.path}")
-    return Report(n_rows, broken, list(task.problems.values()), log)
+    if unreadable := list(notes.unreadable.values()):
+        say(f"{len(unreadable)} clips could not be used: see {notes.path}")
+    return Report(n_rows, broken, unreadable, log)
 
 
 class _Notes(TrainerCallback):
@@ -234,13 +298,18 @@ class _Notes(TrainerCallback):
         rank = os.environ.get("RANK", "0")  # every process meets its own clips
         self.path = work / (PROBLEMS if rank == "0" else f"{rank}-{PROBLEMS}")
         self.broken, self.task = broken, task
-        if self.path.exists() and get_last_checkpoint(str(work)):
+        self.earlier: dict[str, Problem] = {}
+        if self.path.exists() and last_checkpoint(work):
             rows = [json.loads(line) for line in self.path.read_text().splitlines()]
-            task.problems |= {row["source"]: Problem(row["source"], row["reason"]) for row in rows if row["what"] == "clip"}
+            self.earlier = {row["source"]: Problem(row["source"], row["reason"]) for row in rows if row["what"] == "clip"}
+
+    @property
+    def unreadable(self) -> dict[str, Problem]:
+        return self.earlier | self.task.problems
 
     def on_save(self, *_: Any, **__: Any) -> None:
         self.write()
 
     def write(self) -> None:
-        found = [("row", problem) for problem in self.broken] + [("clip", problem) for problem in self.task.problems.values()]
-        self.path.write_text("".join(json.dumps({"what": what} | dataclasses.asdict(p)) + "\n" for what, p in found))
+        found = [("row", problem) for problem in self.broken] + [("clip", problem) for problem in self.unreadable.values()]
+        write_whole(self.path, "".join(json.dumps({"what": what} | dataclasses.asdict(p)) + "\n" for what, p in found))

@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from vlt.errors import VltError
 from vlt.inputs.prompt import Prompt, Slot, Text
 
@@ -14,9 +16,10 @@ IGNORED = -100
 
 @dataclasses.dataclass(frozen=True)
 class Learnt:
-    """A piece of text that is to be predicted."""
+    """A piece of text that is to be predicted. apart: it is tokenised by itself, not with what stands before it."""
 
     text: str
+    apart: bool = False
 
 
 Lesson = tuple[str | Slot | Learnt, ...]
@@ -31,8 +34,8 @@ def description(instruction: str, text: str, branch: str, template: str) -> Less
     """Instruction tuning on a described picture. instruction: has one `<ImageHere>`, where the soft tokens go."""
     before, after = instruction.split("<ImageHere>")
     if template == "llama2":
-        return (f"[INST] {before}", Slot(branch), f"{after} [/INST] ", Learnt(f"{text}</s>"))
-    return (f"###Human: {before}", Slot(branch), f"{after} ###Assistant: ", Learnt(f"{text}###"))
+        return (f"[INST] {before}", Slot(branch), f"{after} [/INST] ", Learnt(f"{text}</s>", apart=True))
+    return (f"###Human: {before}", Slot(branch), f"{after} ###Assistant: ", Learnt(f"{text}###", apart=True))
 
 
 def conversation(turns: Sequence[tuple[Text, str]], template: str) -> Lesson:
@@ -53,43 +56,42 @@ def conversation(turns: Sequence[tuple[Text, str]], template: str) -> Lesson:
     return (*out, Learnt("###"))
 
 
-def tokenise(lesson: Lesson, tokenizer: Any, max_tokens: int | None = None) -> Prompt:
+def tokenise(lesson: Lesson, tokenizer: Any, max_tokens: int | None = None, max_learnt: int | None = None) -> Prompt:
     """Token ids and labels. The text between two slots is tokenised in one go, and a token is learnt where its last
-    character is: its first may be the space before an answer. tokenizer: a fast one of transformers. max_tokens: what
-    is longer is cut off; the begin token counts, soft tokens do not.
+    character is: its first may be the space before an answer. tokenizer: a fast one of transformers.
 
-    Raises `VltError` where the cut leaves nothing to learn.
+    What is longer is cut off: after max_tokens of text (the begin token counts, soft tokens do not), and after
+    max_learnt tokens that are learnt. Raises `VltError` where the cut leaves nothing to learn.
     """
-    parts: list[tuple[int, ...] | str] = []
-    labels: list[tuple[int, ...]] = []
-    left = float("inf") if max_tokens is None else max_tokens
-    begin = () if tokenizer.bos_token_id is None else (tokenizer.bos_token_id,)
+    parts: list[tuple[int, ...] | str] = [() if tokenizer.bos_token_id is None else (tokenizer.bos_token_id,)]
+    labels: list[tuple[int, ...]] = [(IGNORED,) * len(parts[0])]
+    left, to_learn = (float("inf") if limit is None else limit for limit in (max_tokens, max_learnt))
+    left -= len(parts[0])
     for run in _runs(lesson):
         if isinstance(run, Slot):
-            if not parts:
-                parts, labels, left = [begin], [(IGNORED,) * len(begin)], left - len(begin)
             parts.append(run.branch)
             continue
         ids, learnt = _tokenised(run, tokenizer)
-        if not parts:
-            ids, learnt = [*begin, *ids], [False] * len(begin) + learnt
-        keep = int(min(left, len(ids)))
-        left -= keep
-        parts.append(tuple(ids[:keep]))
-        labels.append(tuple(i if known else IGNORED for i, known in zip(ids[:keep], learnt[:keep], strict=True)))
+        keep = int(min(left, len(ids), np.searchsorted(np.cumsum(learnt), to_learn, side="right")))
+        left, to_learn = left - keep, to_learn - sum(learnt[:keep])
+        if isinstance(parts[-1], str):
+            parts.append(())
+            labels.append(())
+        parts[-1] = (*parts[-1], *ids[:keep])
+        labels[-1] = (*labels[-1], *(i if known else IGNORED for i, known in zip(ids[:keep], learnt[:keep], strict=True)))
     if all(i == IGNORED for piece in labels for i in piece):
-        raise VltError(f"nothing of this text is learnt: its first {max_tokens} tokens hold no answer")
+        raise VltError("nothing of this text is learnt: what is kept of it holds no answer")
     return Prompt(tuple(parts), tuple(labels))
 
 
 def _runs(lesson: Lesson) -> list[list[str | Learnt] | Slot]:
-    """The lesson, parted at its slots."""
+    """The lesson, parted at its slots and before what is tokenised apart."""
     out: list[list[str | Learnt] | Slot] = []
     for piece in lesson:
         if isinstance(piece, Slot):
             out.append(piece)
-        elif piece not in ("", Learnt("")):
-            if not out or isinstance(out[-1], Slot):
+        elif (piece.text if isinstance(piece, Learnt) else piece) != "":
+            if not out or isinstance(out[-1], Slot) or (isinstance(piece, Learnt) and piece.apart):
                 out.append([])
             out[-1].append(piece)  # type: ignore[union-attr]
     return out

@@ -17,7 +17,7 @@ SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # what SentencePiece writes for a space
 
 def tokenizer() -> PreTrainedTokenizerFast:
     """As few pieces as can be. Nothing is learnt: the list of pieces is the vocabulary. What is encoded decodes to the
-    same text, and no space is put in front (unlike LLaMA's)."""
+    same text (but for the sign that stands for a space), and no space is put in front (unlike LLaMA's)."""
     special, known = ["<unk>", "<s>", "</s>"], [f"<0x{byte:02X}>" for byte in range(256)]
     scores = dict.fromkeys(special, 0.0) | dict.fromkeys(known, -9.0) | dict.fromkeys(_pieces(), -1.0)
     made = Tokenizer(models.Unigram(list(scores.items()), unk_id=0, byte_fallback=True))
