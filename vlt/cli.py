@@ -232,7 +232,7 @@ def convert(
         out.print(f"not used from --sizes: {', '.join(report.unused_sizes)}", highlight=False, markup=False)
     how = "as asked" if template else "told from the language model; --template changes it"
     out.print(f"chat format: {report.template} ({how})", highlight=False, markup=False)
-    out.print(f"{output}: open it with vlt.load({str(output)!r})", highlight=False, markup=False)
+    out.print(f"{output}: open it with vlt.load({str(output)!r})", highlight=False, markup=False, soft_wrap=True)
 
 
 train_app = typer.Typer(help="Trains the model in the box, or one of the paper's four phases.", no_args_is_help=True)
@@ -260,7 +260,7 @@ def train_box(
         losses = f"{row['loss_first']:.3f}", f"{row['loss_last']:.3f}"
         table.add_row(row["name"], str(row["steps"]), *losses, f"{row['seconds']:.0f}")
     out.print(table)
-    out.print(f"{output}: open it with vlt.load({str(output)!r})", highlight=False, markup=False)
+    out.print(f"{output}: open it with vlt.load({str(output)!r})", highlight=False, markup=False, soft_wrap=True)
 
 
 def _check_output(output: Path, work: Path | None) -> tuple[Path, Path]:
@@ -313,7 +313,7 @@ def _train_phase(
     recipe.train(name, loaded, sources, work, seed=seed, workers=workers, schedule=schedule, say=say)
     if recipe.is_first():
         loaded.save_pretrained(output)
-        out.print(f"{output}: open it with vlt.load({str(output)!r})", highlight=False, markup=False)
+        out.print(f"{output}: open it with vlt.load({str(output)!r})", highlight=False, markup=False, soft_wrap=True)
 
 
 for _name, _help in {

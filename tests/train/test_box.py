@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
 
+import pytest
 import torch
 from torch.utils.data import DataLoader
 
 import vlt
+from vlt.errors import VltError
 from vlt.model.video_llama import VideoLlama
 from vlt.train import box, foundations, hearing, reading, recipe, world
 from vlt.train.recipe import Schedule
@@ -34,6 +37,79 @@ def test_box_from_nothing(tmp_path: Path) -> None:
         shutil.rmtree(tmp_path / "work" / step)
     box.make(tmp_path / "b", tmp_path / "work", scale=0.002, quiet=True)
     assert same_weights(vlt.load(tmp_path / "b", device="cpu"), model)
+
+
+def few(steps: int = 3, rate: float = 1e-3) -> list[box.Step]:
+    """Two of the recipe's steps, short."""
+    schedule = Schedule(steps, 4, rate, 1e-4, 1e-5, 1)
+    named = {step.name: step for step in box.steps(0.001)}
+    return [dataclasses.replace(named[name], schedule=schedule) for name in ("eyes", "language-model")]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the work and what came of it."""
+    folder = tmp_path_factory.mktemp("made")
+    with pytest.MonkeyPatch.context() as patch:
+        steps = few()
+        patch.setattr(box, "steps", lambda scale: steps)
+        box.make(folder / "out", folder / "work", quiet=True)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("seed", "options", "message"),
+    [
+        (1, {}, "1-eyes: holds unfinished training with seed 0, not 1"),
+        (0, {"steps": 4}, "1-eyes: holds unfinished training with steps 3, not 4"),
+        (0, {"rate": 2e-3}, "1-eyes: holds unfinished training with rate 0.001, not 0.002"),
+    ],
+)
+def test_work_of_another_recipe_is_refused(
+    made: Path, monkeypatch: pytest.MonkeyPatch, seed: int, options: dict, message: str
+) -> None:
+    steps = few(**options)
+    monkeypatch.setattr(box, "steps", lambda scale: steps)
+    monkeypatch.setattr(recipe, "fit", lambda *_, **__: pytest.fail("training went on"))
+    with pytest.raises(VltError, match=f"{message}; finish that, or give another folder"):
+        box.make(made / "other", made / "work", seed, quiet=True)
+    assert not (made / "other").exists()
+
+
+def test_work_that_started_from_other_weights_is_refused(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One part was learnt anew, and what was built on it does not fit any more."""
+    shutil.copytree(made / "work", tmp_path / "work")
+    eyes = tmp_path / "work" / "1-eyes" / box.DONE
+    task = foundations.Eyes(box.newborn(5))
+    recipe.give_out(task, eyes, {"name": "eyes"})
+    steps = few()
+    monkeypatch.setattr(box, "steps", lambda scale: steps)
+    with pytest.raises(VltError, match=r'2-language-model: holds unfinished training with start "[0-9a-f]+", not "[0-9a-f]+"'):
+        box.make(tmp_path / "out", tmp_path / "work", quiet=True)
+
+
+def test_half_a_finished_part_says_what_to_do_and_that_helps(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(made / "work", tmp_path / "work")
+    done = tmp_path / "work" / "1-eyes" / box.DONE
+    done.write_bytes(done.read_bytes()[: done.stat().st_size // 2])
+    steps = few()
+    monkeypatch.setattr(box, "steps", lambda scale: steps)
+    with pytest.raises(VltError, match=f"{done}: cannot be opened: .*; remove it to do its work again"):
+        box.make(tmp_path / "out", tmp_path / "work", quiet=True)
+    done.unlink()
+    box.make(tmp_path / "out", tmp_path / "work", quiet=True)
+    assert same_weights(vlt.load(tmp_path / "out", device="cpu"), vlt.load(made / "out", device="cpu"))
+
+
+def test_finished_work_is_not_done_again(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = few()
+    monkeypatch.setattr(box, "steps", lambda scale: steps)
+    monkeypatch.setattr(recipe, "fit", lambda *_, **__: pytest.fail("trained again"))
+    log = box.make(tmp_path / "out", made / "work", quiet=True)
+    assert {"seed": 0, "scale": 1.0, "steps": log} == json.loads((made / "out" / "training.json").read_text())
+    assert same_weights(vlt.load(tmp_path / "out", device="cpu"), vlt.load(made / "out", device="cpu"))
 
 
 def test_seeds_differ() -> None:
@@ -84,8 +160,48 @@ def test_reader_learns_to_repeat(tmp_path: Path) -> None:
 
 def test_ears_learn_from_pictures(boxed: VideoLlama) -> None:
     """The audio branch, from nothing, with the box's ImageBind and language model: taught on pictures, asked about sound."""
-    rows = hearing.compare(boxed, 60, seed=2000, lengths=(1.0, 20.0), scale=0.4)
-    right = {(row["taught"], row["question"], row["length"]): row["right"] for row in rows}
-    assert right["sound", "source", 1.0] > 0.9
-    assert right["pictures", "source", 1.0] > 0.8 * right["sound", "source", 1.0]
-    assert right["pictures, ImageBind untrained", "source", 1.0] < 0.5  # 1/5 by chance
+    rows = hearing.compare(boxed, 60, seed=2000, lengths=(1.0, 20.0), ways=["pictures"], scale=0.35)
+    right = {(row["question"], row["length"]): row["right"] for row in rows}
+    assert right["source", 1.0] > 0.7  # 1/5 by chance
+    assert right["source", 20.0] < right["source", 1.0]
+
+
+# What the box must be able to do on clips that went through mp4. Few clips: the bounds leave room for chance.
+ONE = ("shape", "colour", "motion", "number", "existence", "hear", "how often", "source", "when")
+
+
+@pytest.fixture(scope="module")
+def rows(boxed: VideoLlama) -> list[dict]:
+    return evaluate.evaluate(boxed, 60, seed=3000)
+
+
+def shares(rows: list[dict], condition: str, objects: int | None = None) -> dict[str, float]:
+    """Of right answers, question by question."""
+    found: dict[str, list[tuple[float, int]]] = {}
+    for row in rows:
+        if row["condition"] == condition and objects in (None, row["objects"]):
+            found.setdefault(row["question"], []).append((row["right"], row["n"]))
+    return {question: sum(r * n for r, n in pairs) / sum(n for _, n in pairs) for question, pairs in found.items()}
+
+
+def test_the_box_answers_rightly(rows: list[dict]) -> None:
+    assert rows[0]["condition"] == "full"
+    one, two = shares(rows, "full", 1), shares(rows, "full", 2)
+    assert min(one[question] for question in ONE) > 0.85, one
+    assert one["caption"] > 0.75, one
+    assert min(two[question] for question in ONE) > 0.7, two
+
+
+def test_what_the_answers_hang_on(rows: list[dict]) -> None:
+    """The paper's story: order is in the frame positions, what things are is not; ears are for sound, eyes for sight."""
+    full = shares(rows, "full")
+    still = shares(rows, "frame positions removed")
+    assert still["motion"] < 0.5 and still["shape"] > 0.75 and still["colour"] > 0.75
+    assert shares(rows, "frames reversed")["motion"] < 0.5
+    assert shares(rows, "segment positions removed")["when"] < 0.7
+    deaf, blind = shares(rows, "no sound"), shares(rows, "no video")
+    assert max(deaf[question] for question in ("hear", "source", "how often")) < 0.5
+    assert max(blind[question] for question in ("shape", "colour", "motion")) < 0.5
+    for question in ("shape", "colour", "motion"):
+        assert abs(deaf[question] - full[question]) < 0.1
+    assert abs(blind["hear"] - full["hear"]) < 0.1

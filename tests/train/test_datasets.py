@@ -74,8 +74,8 @@ def rows_of(tmp_path: Path, folder: Path, content: Any, purpose: str) -> list[Ro
     return rows
 
 
-def examples(rows: list[Row], branch: str = "video", seed: int = 0, max_tokens: int | None = None, **options: Any) -> Examples:
-    return Examples(rows, byte_tokenizer(), config(**options), branch, max_tokens, seed)
+def examples(rows: list[Row], branch: str = "video", seed: int = 0, max_caption: int | None = None, **options: Any) -> Examples:
+    return Examples(rows, byte_tokenizer(), config(**options), branch, max_caption, seed)
 
 
 def made(rows: list[Row], *where: Any, **options: Any) -> dict[str, Any]:
@@ -467,9 +467,36 @@ def test_media_that_cannot_be_read_are_problems(tmp_path: Path, folder: Path, na
 def test_other_problems_of_examples(tmp_path: Path, folder: Path) -> None:
     rows = rows_of(tmp_path, folder, {"annotations": [{"image_id": "moving", "caption": "a"}, CAPTION]}, "instructions")
     assert examples(rows)[0] == Problem("any.txt, row 1", f"{folder / 'moving.jpg'}: is no PNG or JPEG picture")
-    cut = examples(rows, max_tokens=30)[1]
+    assert not isinstance(examples(rows, max_caption=1)[1], Problem)  # a request does not count
+    long = llava(conversations=spoken(("human", "a" * 600 + "<image>"), ("gpt", "b")))
+    cut = examples(rows_of(tmp_path, folder, [long], "instructions"), template="llama2")[0]
     assert isinstance(cut, Problem)
     assert "nothing of this text is learnt" in cut.reason
+
+
+@pytest.mark.parametrize("kept", [1, 4, 30])
+def test_captions_are_cut_after_what_is_learnt_of_them(tmp_path: Path, folder: Path, kept: int) -> None:
+    said = "abcdefghij" * 10
+    content = {"annotations": [{"image_id": "3", "caption": said}]}
+    [caption] = examples(rows_of(tmp_path, folder, content, "captions"), "audio", max_caption=kept)
+    assert shown(caption["prompt"]) == f"<s>{{audio}}⟦{said[:kept]}⟧"
+    [description] = examples(rows_of(tmp_path, folder, content, "instructions"), max_caption=kept)
+    assert shown(description["prompt"]).endswith(f" ###Assistant: ⟦{said[:kept]}⟧")
+
+
+@pytest.mark.parametrize(("branch", "queries"), [("video", 32), ("video", 5), ("audio", 8)])
+def test_conversations_are_cut_so_that_their_soft_tokens_fit(tmp_path: Path, folder: Path, branch: str, queries: int) -> None:
+    """512 in all, begin and soft tokens included, whatever a caption may have."""
+    long = llava(conversations=spoken(("human", "What?\n<image>"), ("gpt", "b" * 600)))
+    options = {f"num_{branch}_queries": queries}
+    [out] = examples(rows_of(tmp_path, folder, [long], "instructions"), branch, max_caption=7, **options)
+    prompt = out["prompt"]
+    assert sum(queries if isinstance(part, str) else len(part) for part in prompt.parts) == 512
+    text = f"\n\n###Human: What?\n<Image></Image>\n###Assistant: {'b' * 600}"[: 511 - queries]
+    assert shown(prompt).replace("⟦", "").replace("⟧", "").replace(f"{{{branch}}}", "") == f"<s>{text}"
+    short = llava(conversations=spoken(("human", "What?\n<image>"), ("gpt", "b" * 100)))
+    [whole] = examples(rows_of(tmp_path, folder, [short], "instructions"), branch, max_caption=7, **options)
+    assert shown(whole["prompt"]).endswith("b" * 100 + "\n###⟧")
 
 
 def test_only_what_was_foreseen_becomes_a_problem(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from tests.conftest import stand_in
+from vlt import cli
 from vlt.errors import VltError
+from vlt.inputs.clip import Clip
+from vlt.model import load as loading
 from vlt.model.answer import Encoded
 from vlt.model.video_llama import VideoLlama
-from vlt.train import evaluate, talk, world
+from vlt.train import box, evaluate, foundations, hearing, recipe, talk, world
 from vlt.train.evaluate import CONDITIONS, Seen
 from vlt.train.talk import Talk
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +111,57 @@ def test_shuffling_never_leaves_things_as_they_were() -> None:
         assert evaluate._shuffled(value, np.random.default_rng(seed)).tolist() == [[1.0, 0.0]]
 
 
+@pytest.mark.parametrize(
+    ("condition", "stage"), [("frames shuffled", "image_queries"), ("segments shuffled", "audio_features")]
+)
+def test_shuffling_is_a_run_on_stages_in_another_order(condition: str, stage: str) -> None:
+    """Positions stay where they are; what stands at them is exchanged. The other branch stays as it is."""
+    model, draw = stand_in(), torch.Generator().manual_seed(0)
+    sizes = {"image_queries": (1, 8, 8, 96), "audio_features": (1, 8, 64)}
+    stages = {name: torch.randn(size, generator=draw) for name, size in sizes.items()}
+    clip = Clip(ROOT / "data" / "clips" / "two_bell.mp4")
+    found = evaluate.encoded(model, Seen(world.scene(0), clip, **stages), condition, np.random.default_rng(3))
+    order = np.random.default_rng(3).permutation(8)
+    assert order.tolist() != list(range(8))
+    moved = {name: value[:, order] if name == stage else value for name, value in stages.items()}
+    assert found is not None
+    with torch.no_grad():
+        for branch, name in (("video", "image_queries"), ("audio", "audio_features")):
+            prefix, still = (
+                model.run({name: value[name]}, [f"{branch}_prefix"])[f"{branch}_prefix"][0] for value in (moved, stages)
+            )
+            torch.testing.assert_close(found.prefix[branch], prefix, atol=1e-6, rtol=0)
+            assert ((prefix - still).abs().max() > 1e-4) == (name == stage)
+
+
+@pytest.mark.parametrize(
+    ("seed", "conditions", "message"),
+    [
+        (999, (), "seed 999: the box was trained on worlds of seeds below 1000; give one from there on"),
+        (0, (), "seed 0: the box was trained"),
+        (-1, (), "seed -1: the box was trained"),
+        (1000, ("full", "frames shufled"), "no condition 'frames shufled'; nearest: frames shuffled"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_refused_before_any_clip_is_written(
+    monkeypatch: pytest.MonkeyPatch, seed: int, conditions: tuple[str, ...], message: str
+) -> None:
+    def touched(*_: Any, **__: Any) -> None:
+        pytest.fail("work was begun")
+
+    for module, name in ((world, "scenes"), (world, "write"), (evaluate, "watch"), (tempfile, "TemporaryDirectory")):
+        monkeypatch.setattr(module, name, touched)
+    model = stand_in()
+    with pytest.raises(VltError, match=message):
+        evaluate.evaluate(model, 2, seed, conditions)
+    if conditions:
+        with pytest.raises(VltError, match=message):
+            evaluate.table(model, [], seed, conditions)
+    else:
+        with pytest.raises(VltError, match=message):
+            hearing.compare(model, 2, seed)
+
+
 def test_intervals() -> None:
     """Worked out by hand from Wilson's formula."""
     assert evaluate.wilson(8, 10) == pytest.approx((0.4901625, 0.9433178), abs=1e-4)
@@ -121,6 +181,65 @@ def test_chance_forgets_what_the_question_said() -> None:
     ]
     found = evaluate.share(rows)
     assert (found["n"], found["right"], found["chance"]) == (4, 0.5, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "question", "answers", "chance"),
+    [
+        ("match", "Do you see what makes this sound?", ["The star is there.", "The circle is there.", "The cross is not there."], 2 / 3),
+        ("source colour", "What colour is the object that sounds?", ["The star is blue.", "The circle is blue.", "The star is red."], 2 / 3),
+        ("source", "What makes this sound?", ["A star makes this sound.", "A circle makes this sound.", "A cross makes this sound."], 1 / 3),
+        ("shape", "What shape is the red object?", ["It is a red star.", "It is a red circle.", "It is a red cross."], 1 / 3),
+    ],
+)  # fmt: skip
+def test_chance_leaves_out_the_shape_that_ears_alone_tell(kind: str, question: str, answers: list[str], chance: float) -> None:
+    """Where it takes both: an answer names the shape, which is no part of what eyes and ears tell together."""
+    asked = [Talk(kind, question, answer, ("audio", "video")) for answer in answers]
+    assert evaluate.share([(t, True) for t in asked])["chance"] == pytest.approx(chance)
+
+
+# Of the commands, results go to standard output and nothing else does.
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> VideoLlama:
+    """A box that has learnt nothing, which every command gets."""
+    model = box.newborn(0).eval().requires_grad_(False)
+    monkeypatch.setattr(loading, "load", lambda *_, **__: model)
+    return model
+
+
+def printed(capfd: pytest.CaptureFixture[str], *arguments: object) -> tuple[str, str]:
+    """Standard output and standard error of a command."""
+    capfd.readouterr()
+    cli.app(list(map(str, arguments)), standalone_mode=False)
+    return capfd.readouterr()
+
+
+def test_evaluate_prints_its_table(opened: VideoLlama, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    files = ["--json", tmp_path / "a.json", "--figure", tmp_path / "a.png"]
+    shown, said = printed(capfd, "evaluate", "--clips", 2, "--condition", "full", *files)
+    assert shown == evaluate.markdown(json.loads((tmp_path / "a.json").read_text())) + "\n"
+    assert "writing and watching clips" in said
+
+
+def test_hearing_prints_its_table(
+    opened: VideoLlama, capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hearing, "compare", functools.partial(hearing.compare, scale=0.001, lengths=(1.0, 20.0)))
+    shown, _ = printed(capfd, "hearing", "--clips", 2, "--json", tmp_path / "a.json")
+    assert shown == hearing.markdown(json.loads((tmp_path / "a.json").read_text())) + "\n"
+
+
+def test_train_box_prints_its_table(capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    schedule = recipe.Schedule(2, 4, 1e-3, 1e-4, 1e-5, 1)
+    step = box.Step("eyes", schedule, foundations.Eyes, lambda model, seed, count: foundations.Pictures(1, count))
+    monkeypatch.setattr(box, "steps", lambda scale: [step])
+    shown, said = printed(capfd, "train", "box", tmp_path / "out")
+    lines = shown.splitlines()
+    assert [line.split()[0] for line in lines[:2]] == ["step", "eyes"]
+    assert lines[2:] == [f"{tmp_path / 'out'}: open it with vlt.load({str(tmp_path / 'out')!r})"]
+    assert "loss=" in said
 
 
 def test_table_and_drawing(boxed: VideoLlama, seen: list[Seen], tmp_path: Path) -> None:

@@ -132,8 +132,49 @@ def test_a_text_is_cut_after_max_tokens_and_soft_tokens_do_not_count() -> None:
     length = sum(len(part) for part in whole.parts if not isinstance(part, str))
     assert supervision.tokenise(lesson, byte_tokenizer(), length) == whole
     assert said(lesson, length - 4).endswith("###Assistant: ⟦a do⟧")
-    with pytest.raises(VltError, match="nothing of this text is learnt: its first 20 tokens hold no answer"):
+    with pytest.raises(VltError, match="nothing of this text is learnt: what is kept of it holds no answer"):
         supervision.tokenise(lesson, byte_tokenizer(), 20)
+
+
+@pytest.mark.parametrize("kept", [1, 3, 5])
+def test_of_a_caption_only_what_is_learnt_counts(kept: int) -> None:
+    """The begin token, the request and the soft tokens do not; the end sign does."""
+    for lesson, before, end in (
+        (supervision.caption("a dog", "video"), "<s>{video}", "\n"),
+        (
+            supervision.description("<Image><ImageHere></Image> Say.", "a dog", "video", "vicuna"),
+            "<s>###Human: <Image>{video}</Image> Say. ###Assistant: ",
+            "###",
+        ),
+    ):
+        cut = supervision.tokenise(lesson, byte_tokenizer(), max_learnt=kept)
+        assert shown(cut) == f"{before}⟦{'a dog'[:kept]}⟧"
+        length = len(f"a dog{end}")
+        assert shown(supervision.tokenise(lesson, byte_tokenizer(), max_learnt=length)) == f"{before}⟦a dog{end}⟧"
+        with pytest.raises(VltError, match="nothing of this text is learnt"):
+            supervision.tokenise(lesson, byte_tokenizer(), max_learnt=0)
+
+
+@pytest.mark.parametrize("template", ["vicuna", "llama2"])
+@pytest.mark.parametrize("caption", ["dog a", "a dog", "...dog"])
+def test_a_description_is_tokenised_as_in_the_original(template: str, caption: str) -> None:
+    """What stands before the picture, what stands behind it, and the caption: each by itself. Where words hold the space
+    before them, other tokens come of it than of the whole text."""
+    tokenizer = llama_like("dog")
+
+    def ids(text: str) -> tuple[int, ...]:
+        return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    before, after, end = {
+        "vicuna": ("###Human: <Image>", "</Image> Say. ###Assistant: ", "###"),
+        "llama2": ("[INST] <Image>", "</Image> Say. [/INST] ", "</s>"),
+    }[template]
+    lesson = supervision.description("<Image><ImageHere></Image> Say.", caption, "video", template)
+    prompt, answer = supervision.tokenise(lesson, tokenizer), ids(f"{caption}{end}")
+    assert prompt.parts == ((1, *ids(before)), "video", (*ids(after), *answer))
+    assert prompt.labels == ((IGNORED,) * (1 + len(ids(before))), (IGNORED,) * len(ids(after)) + answer)
+    if caption == "dog a":
+        assert (*ids(after), *answer) != ids(f"{after}{caption}{end}")
 
 
 def test_letters_of_several_bytes_are_learnt_whole() -> None:

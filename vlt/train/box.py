@@ -122,14 +122,14 @@ def steps(scale: float = 1.0) -> list[Step]:
         return Step(name, schedule(count, rate), lambda model: branches.Branch(model, branch), data, lessons.together)
 
     return [
-        Step("eyes", schedule(1500, 1.5e-3), foundations.Eyes, _pictures),
+        Step("eyes", schedule(2200, 1.5e-3), foundations.Eyes, _pictures),
         Step("image-qformer", schedule(5000, 1e-3), foundations.Slots, _slots),
         Step("imagebind", schedule(1000, 1e-3), binding.Binding, _triples),
         Step("language-model", schedule(2000, 1e-3, 0.1), reading.Reader, _texts, reading.together),
         phase("vl-1", 1500, 1e-3, "video", lessons.caption),
-        phase("vl-2", 1500, 5e-4, "video", lessons.instruction),
-        phase("al-1", 500, 1e-3, "audio", lessons.caption),
-        phase("al-2", 500, 5e-4, "audio", lessons.instruction),
+        phase("vl-2", 1500, 1e-3, "video", lessons.instruction),
+        phase("al-1", 300, 1e-3, "audio", lessons.caption),
+        phase("al-2", 500, 1e-3, "audio", lessons.instruction),
     ]
 
 

@@ -312,8 +312,7 @@ class Examples(Dataset):
         row, draw = self.rows[i], np.random.default_rng([self.seed, again, i])
         try:
             frames, sampled = self._frames(row, draw)
-            lesson = self._lesson(row, sampled, draw)
-            room = MAX_CONVERSATION - self.config.num_queries[self.branch]
+            lesson, room = self._lesson(row, sampled, draw), MAX_CONVERSATION - self.config.num_queries[self.branch]
             limits = {"max_tokens": room} if row.use == "conversation" else {"max_learnt": self.max_caption}
             return {"prompt": supervision.tokenise(lesson, self.tokenizer, **limits), "frames": frames}
         except VltError as error:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from vlt.errors import VltError
 from vlt.model.answer import Encoded
 from vlt.model.video_llama import VideoLlama
 from vlt.train import binding, box, branches, evaluate, lessons, recipe, talk, world
@@ -25,21 +26,27 @@ TAUGHT = ("pictures", "sound", "pictures, ImageBind untrained")
 
 
 def compare(
-    model: VideoLlama, clips: int, seed: int = 1000, lengths: Sequence[float] = LENGTHS, scale: float = 1.0, quiet: bool = True
+    model: VideoLlama,
+    clips: int,
+    seed: int = 1000,
+    lengths: Sequence[float] = LENGTHS,
+    ways: Sequence[str] = TAUGHT,
+    scale: float = 1.0,
+    quiet: bool = True,
 ) -> list[dict[str, Any]]:
     """Rows {"taught", "length", "question", "n", "right", "low", "high", "chance"}.
 
     taught: what the audio branch was taught on, each time from nothing, with the model's ImageBind and language model;
     in the last an ImageBind that has learnt nothing, so that pictures and sounds are not bound. length: of the sound
     embeddings that it is then asked about. Pictures have length 1. seed: of the clips that it is asked about, and of the
-    branch's first weights. scale: of the number of training steps. Each way is taught once: the intervals do not hold
-    what another training would give.
+    branch's first weights. ways: of TAUGHT. scale: of the number of training steps. Each way is taught once: the
+    intervals do not hold what another training would give.
     """
     evaluate.check_seed(seed)
     made = list(world.scenes(seed, clips))
     spectrograms = _spectrograms(made)
     rows = []
-    for taught in TAUGHT:
+    for taught in ways:
         pupil = _pupil(model, seed, bound="untrained" not in taught)
         _teach(pupil, "audio" if taught == "sound" else "vision", seed, scale, quiet)
         with torch.no_grad():
@@ -64,6 +71,8 @@ def _pupil(model: VideoLlama, seed: int, bound: bool) -> VideoLlama:
     with torch.no_grad():
         for name, value in fresh.named_parameters():
             if name.split(".")[0] in parts:
+                if name not in own or own[name].shape != value.shape:
+                    raise VltError(f"this model has not the box's sizes ({name}): what it hears cannot be compared")
                 own[name].copy_(value)
     return pupil
 

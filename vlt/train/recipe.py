@@ -96,7 +96,8 @@ class Loop(Trainer):
             give_out(model, folder / WEIGHTS)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        take_in(model or self.accelerator.unwrap_model(self.model), Path(resume_from_checkpoint) / WEIGHTS)
+        folder = Path(resume_from_checkpoint)
+        take_in(model or self.accelerator.unwrap_model(self.model), folder / WEIGHTS, str(folder))
 
 
 class Bar(ProgressCallback):
@@ -113,14 +114,16 @@ def give_out(model: nn.Module, path: Path, log: Mapping[str, Any] | None = None)
     write_whole(path, save(weights, {"log": json.dumps(log or {})}))
 
 
-def take_in(model: nn.Module, path: Path) -> dict[str, Any]:
-    """Weights that `give_out` wrote, into exactly those parameters that learn. Returns the log that came with them."""
+def take_in(model: nn.Module, path: Path, whole: str = "it") -> dict[str, Any]:
+    """Weights that `give_out` wrote, into exactly those parameters that learn. Returns the log that came with them.
+
+    whole: what is to be removed where the file is broken."""
     try:
         weights = load_file(path)
         with safe_open(path, "pt") as file:
             log = json.loads((file.metadata() or {}).get("log", "{}"))
     except (OSError, ValueError, SafetensorError) as error:
-        raise VltError(f"{path}: cannot be opened: {first_line(error)}; remove it to do its work again") from error
+        raise VltError(f"{path}: cannot be opened: {first_line(error)}; remove {whole} to do its work again") from error
     learns = {name: p for name, p in model.named_parameters() if p.requires_grad}
     theirs, ours = ({name: list(p.shape) for name, p in named.items()} for named in (weights, learns))
     if wrong := sorted(name for name in theirs.keys() | ours.keys() if theirs.get(name) != ours.get(name)):
@@ -150,7 +153,7 @@ def fingerprint(model: nn.Module, learning_only: bool = False) -> str:
     digest = hashlib.sha256()
     for name, p in model.named_parameters():
         if p.requires_grad or not learning_only:
-            digest.update(name.encode() + p.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+            digest.update(name.encode() + p.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
