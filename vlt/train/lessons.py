@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from vlt.inputs import prompt as prompts
 from vlt.inputs import video
-from vlt.inputs.prompt import Slot
+from vlt.inputs.prompt import Slot, Text
 from vlt.inputs.video import uniform_indices
 from vlt.model.video_llama import VideoLlama
 from vlt.train import binding, foundations, supervision, talk, world
@@ -95,14 +95,17 @@ def caption(branch: str) -> Lessoner:
 
 
 def instruction(branch: str) -> Lessoner:
-    """One to three questions on a scene, as the original's conversations are written."""
+    """One to three questions on a scene, as the original's conversations are written. Sound is said to be a video too, as
+    there; half of the time the question is worded as it will be in use."""
 
     def lesson(made: Scene, draw: np.random.Generator) -> Lesson:
         asked = talk.heard(made) if branch == "audio" else talk.seen(made, draw)
         if branch == "video" and draw.random() < 0.1:
             asked = talk.absent(made, draw)
         chosen = [talk.reworded(asked[i], draw) for i in draw.permutation(len(asked))[: int(draw.integers(1, 4))]]
-        first: tuple[str | Slot, ...] = ("<Video>", Slot(branch), f"</Video> {SAMPLED}{chosen[0].question}")
+        first: Text = ("<Video>", Slot(branch), f"</Video> {SAMPLED}{chosen[0].question}")
+        if draw.random() < 0.5:  # in the words of use, which for sound are others than those of training
+            first = prompts.message(chosen[0].question, "video" if branch == "video" else "sound", (branch,), SAMPLED)
         turns = [(first, chosen[0].answer), *(((t.question,), t.answer) for t in chosen[1:])]
         return supervision.conversation(turns, "vicuna")
 
