@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import dataclasses
 import json
 import tempfile
 from pathlib import Path
@@ -97,11 +98,16 @@ def test_what_conditions_do(boxed: VideoLlama, seen: list[Seen]) -> None:
     assert same("segment positions removed", prefix({"segment_tokens": features}, "audio"))
 
 
-def test_silence_leaves_nothing_to_shuffle(boxed: VideoLlama, seen: list[Seen]) -> None:
-    assert seen[1].audio_features is None
-    assert evaluate.encoded(boxed, seen[1], "no video", np.random.default_rng(0)) is None
+def test_silence_is_heard(boxed: VideoLlama, seen: list[Seen]) -> None:
+    """A silent scene's file holds the noise of its room: what there is to be heard is that there is nothing."""
+    assert not seen[1].made.sounds and seen[1].audio_features is not None
+
+
+def test_a_file_without_sound_leaves_nothing_to_shuffle(boxed: VideoLlama, seen: list[Seen]) -> None:
+    mute = dataclasses.replace(seen[1], audio_features=None)
+    assert evaluate.encoded(boxed, mute, "no video", np.random.default_rng(0)) is None
     for condition in ("no sound", "segments shuffled"):
-        now, full = changed(boxed, seen[1], condition), changed(boxed, seen[1], "full")
+        now, full = changed(boxed, mute, condition), changed(boxed, mute, "full")
         assert now is not None and full is not None and torch.equal(now["video"], full["video"])
 
 

@@ -145,6 +145,14 @@ def test_files(tmp_path: Path, n_things: int, n_sounds: int, branches: tuple[str
         assert starts == pytest.approx([0, 2, 4, 6, 8, 10, 12, 14], abs=0.05)
 
 
+def test_silence_can_be_a_track(tmp_path: Path) -> None:
+    made = world.scene(7, n_things=1, n_sounds=0)
+    world.write(made, tmp_path / "a.mp4", silence=True)
+    clip = Clip(tmp_path / "a.mp4")
+    assert clip.branches == ("video", "audio")
+    assert clip.sound.duration == pytest.approx(16, abs=0.2)
+
+
 def test_talk_is_true_of_its_scene() -> None:
     made = world.Scene(
         1,

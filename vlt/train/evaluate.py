@@ -32,7 +32,7 @@ FIRST_SEED = 1000  # the box was trained on worlds of the seeds below
 @dataclasses.dataclass(frozen=True)
 class Seen:
     """A clip of the world as the frozen encoders saw it, read back from its file: [1, frame, image query, width] and
-    [1, segment, joint width], or None in silence."""
+    [1, segment, joint width], or None without a sound stream."""
 
     made: Scene
     clip: Clip
@@ -41,11 +41,11 @@ class Seen:
 
 
 def watch(model: VideoLlama, scenes: Iterable[Scene], folder: Path, crf: int = 23, bit_rate: int = 64_000) -> list[Seen]:
-    """Writes every scene as mp4, reads it back, and runs the frozen encoders."""
+    """Writes every scene as mp4, a silent one with the noise of its room, reads it back, and runs the frozen encoders."""
     out = []
     for i, made in enumerate(tqdm(scenes, desc="writing and watching clips", mininterval=2)):
         path = folder / f"{i}.mp4"
-        world.write(made, path, crf, bit_rate)
+        world.write(made, path, crf, bit_rate, silence=True)
         clip = Clip(path)
         given, chosen = model.inputs(clip)
         wanted = ["image_queries"] + ["audio_features"] * ("audio" in chosen)

@@ -89,27 +89,44 @@ def slides(features: Tensor, made: Scene, draw: np.random.Generator) -> Tensor:
     return torch.stack([features[kind, int(draw.integers(features.shape[1]))] for kind in kinds])
 
 
+def told(made: Scene, branch: str) -> str:
+    """What a branch takes in, in words: they stand in for its soft tokens where it has none yet."""
+    return {"video": talk.caption, "audio": talk.sound_caption}[branch](made)
+
+
 def caption(branch: str) -> Lessoner:
-    told = {"video": talk.caption, "audio": talk.sound_caption}[branch]
-    return lambda made, draw: supervision.caption(told(made), branch)
+    return lambda made, draw: supervision.caption(told(made, branch), branch)
 
 
 def instruction(branch: str) -> Lessoner:
-    """One to three questions on a scene, as the original's conversations are written. Sound is said to be a video too, as
-    there; half of the time the question is worded as it will be in use."""
+    """One to three questions on a scene, as the original's conversations are written. Half of the time the prompt is the
+    original's in training, where sound is said to be a video too; else it is worded as in use, for this branch alone, or
+    for both, what the other takes in being told in words: the branches are never trained together."""
 
     def lesson(made: Scene, draw: np.random.Generator) -> Lesson:
+        way = ("training", "training", "alone", "both", "both")[draw.integers(5)]
         asked = talk.heard(made) if branch == "audio" else talk.seen(made, draw)
-        if branch == "video" and draw.random() < 0.1:
+        if way == "both":
+            asked = talk.about(made, draw)
+        elif branch == "video" and draw.random() < 0.1:
             asked = talk.absent(made, draw)
         chosen = [talk.reworded(asked[i], draw) for i in draw.permutation(len(asked))[: int(draw.integers(1, 4))]]
-        first: Text = ("<Video>", Slot(branch), f"</Video> {SAMPLED}{chosen[0].question}")
-        if draw.random() < 0.5:  # in the words of use, which for sound are others than those of training
-            first = prompts.message(chosen[0].question, "video" if branch == "video" else "sound", (branch,), SAMPLED)
+        question = chosen[0].question
+        if way == "training":
+            first: Text = ("<Video>", Slot(branch), f"</Video> {SAMPLED}{question}")
+        elif way == "alone":
+            first = prompts.message(question, "video" if branch == "video" else "sound", (branch,), SAMPLED)
+        else:
+            first = filled(prompts.message(question, "video", ("audio", "video")), made, keep=branch)
         turns = [(first, chosen[0].answer), *(((t.question,), t.answer) for t in chosen[1:])]
         return supervision.conversation(turns, "vicuna")
 
     return lesson
+
+
+def filled(text: Any, made: Scene, keep: str = "") -> Any:
+    """Words in place of the soft tokens of all branches but one."""
+    return tuple(told(made, p.branch) if isinstance(p, Slot) and p.branch != keep else p for p in text)
 
 
 def seen_lessons(model: VideoLlama, lesson: Lessoner, seed: int, scenes: int, count: int) -> Lessons:

@@ -6,6 +6,7 @@ one fact by another, then the chat. Without that order, telling which of two thi
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from vlt.inputs import prompt as prompts
 from vlt.inputs.prompt import Slot, Text
 from vlt.inputs.video import uniform_indices
 from vlt.model.video_llama import VideoLlama
-from vlt.train import supervision, talk
+from vlt.train import lessons, supervision, talk
 from vlt.train.supervision import IGNORED, Learnt, Lesson
 from vlt.train.talk import Talk
 from vlt.train.world import COLOURS, MOTIONS, N_SEGMENTS, SHAPES, VOICE_OF, VOICES, Scene, Sound, Thing
@@ -83,13 +84,19 @@ def chat(draw: np.random.Generator) -> Lesson:
     """Questions and answers as the model will meet them, in the prompts of training and of use."""
     made, way = imagined(draw), draw.random()
     branches = (("video",), ("audio",), ("audio", "video"))[draw.integers(3)]
+    if branches == ("video",):
+        made = dataclasses.replace(made, sounds=())  # what has no sound is silent, and what has no frames is not to be seen
+    elif branches == ("audio",):
+        made = dataclasses.replace(made, things=())
     if way < 0.08:
         branch = branches[0]
-        return _filled(supervision.caption(_told(made, branch), branch), made)
+        return lessons.filled(supervision.caption(lessons.told(made, branch), branch), made)
     if way < 0.1:
         known = talk.known()[draw.integers(len(VOICES))]
         return _dialogue([known], (known.question,))
-    asked = [t for t in talk.about(made, draw) if set(t.branches) <= set(branches)]
+    asked = talk.about(made, draw)
+    if branches != ("audio", "video") and draw.random() < 0.8:
+        asked = [t for t in asked if t.branches == branches]
     if "video" in branches and draw.random() < 0.15:
         asked = talk.absent(made, draw)
     chosen = [talk.reworded(asked[i], draw) for i in draw.permutation(len(asked))[: int(draw.integers(1, 4))]]
@@ -99,8 +106,8 @@ def chat(draw: np.random.Generator) -> Lesson:
         turns = [(("<Video>", Slot(branch), first), chosen[0].answer), *(((t.question,), t.answer) for t in chosen[1:])]
         if branches == ("audio", "video"):
             turns[0] = (prompts.message(chosen[0].question, "video", branches), chosen[0].answer)
-        return _filled(supervision.conversation(turns, "vicuna"), made)
-    return _filled(_dialogue(chosen, prompts.message(chosen[0].question, "video", branches, _sampled(draw))), made)
+        return lessons.filled(supervision.conversation(turns, "vicuna"), made)
+    return lessons.filled(_dialogue(chosen, prompts.message(chosen[0].question, "video", branches, _sampled(draw))), made)
 
 
 def _dialogue(talks: list[Talk], message: Text) -> Lesson:
@@ -117,15 +124,6 @@ def _sampled(draw: np.random.Generator) -> str:
     """The sentence on frame times, of a clip of some length."""
     n_frames = 128 if draw.random() < 0.7 else int(draw.integers(16, 400))
     return prompts.frame_times(uniform_indices(n_frames, 8).tolist(), 8.0)
-
-
-def _told(made: Scene, branch: str) -> str:
-    return talk.caption(made) if branch == "video" else talk.sound_caption(made)
-
-
-def _filled(text: Lesson, made: Scene) -> Lesson:
-    """Words in place of soft tokens."""
-    return tuple(_told(made, piece.branch) if isinstance(piece, Slot) else piece for piece in text)
 
 
 class Texts(torch.utils.data.Dataset):

@@ -195,16 +195,17 @@ def sound(draw: np.random.Generator, voice: str, segment: int) -> Sound:
     return Sound(voice, start, seconds, float(draw.uniform(0.85, 1.18)))
 
 
-def write(made: Scene, path: Path, crf: int = 23, bit_rate: int = 64_000) -> None:
+def write(made: Scene, path: Path, crf: int = 23, bit_rate: int = 64_000, silence: bool = False) -> None:
     """The scene as H.264/AAC mp4 at `path`, and its truth beside it as JSON. crf: 0 is lossless, 51 the worst.
 
-    A scene without things is written as sound only, one without sounds without a sound stream.
+    A scene without things is written as sound only; one without sounds without a sound stream, or, with `silence`, with
+    one that holds the noise of the room.
     """
     temporary = path.with_name(f".{path.name}")
     try:
         with av.open(str(temporary), "w", format="mp4") as container:
             video = container.add_stream("libx264", rate=FPS, options={"crf": str(crf)}) if made.things else None
-            sound = container.add_stream("aac", rate=voices.RATE, layout="mono") if made.sounds else None
+            sound = container.add_stream("aac", rate=voices.RATE, layout="mono") if made.sounds or silence else None
             if video is not None:
                 video.width = video.height = SIDE
                 video.pix_fmt = "yuv420p"
