@@ -9,7 +9,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .PHONY: demo test check bench clean
 
 demo: $(STAMP)
-	$(BIN)/vlt probe $(CLIP) --ask "What do you see, and what do you hear?" --max-new-tokens 24
+	$(BIN)/vlt probe $(CLIP) --ask "What do you see, and what do you hear?"
 
 test: $(STAMP) check
 	$(BIN)/python -m pytest $(PYTEST_ARGS)

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModel
 import vlt
 from tests.conftest import REFERENCE, stand_in
 from vlt.errors import VltError
-from vlt.model import sizes
+from vlt.model import box, sizes
 from vlt.model.checkpoints import SKIPPED, _our_name
 from vlt.model.config import VideoLlamaConfig
 from vlt.model.load import load_config
@@ -37,8 +37,7 @@ def saved(boxed: VideoLlama, tmp_path_factory) -> Path:
 
 
 def test_round_trip(boxed: VideoLlama, saved: Path) -> None:
-    with pytest.warns(UserWarning, match="random weights, not trained"):
-        again = vlt.load(saved, device="cpu")
+    again = vlt.load(saved, device="cpu")
     same_weights(boxed, again)
     assert again.answer(None, "What?", max_new_tokens=5).ids == boxed.answer(None, "What?", max_new_tokens=5).ids
     assert not any(p.requires_grad for p in again.parameters())
@@ -110,12 +109,27 @@ def test_every_part_attends_as_it_is_told(saved: Path) -> None:
     assert {m.config._attn_implementation for m in modules} == {"eager"}
 
 
-def test_box_note_and_options() -> None:
+def test_a_note_is_a_warning(tmp_path: Path) -> None:
+    model = stand_in()
+    model.config.note = "random weights: its answers mean nothing"
+    model.save_pretrained(tmp_path)
     with pytest.warns(UserWarning, match="its answers mean nothing"):
-        model = vlt.load()
-    assert model.config.note
-    with pytest.raises(VltError, match="takes no device_map"):
-        vlt.load(device_map="auto")
+        assert vlt.load(tmp_path, device="cpu").config.note
+
+
+def test_the_box_is_small_and_trained() -> None:
+    folder = box.folder()
+    assert sum(p.stat().st_size for p in folder.iterdir()) < 10e6
+    assert {p.suffix for p in folder.iterdir()} <= {".safetensors", ".json", ".md", ".png"}
+    assert not vlt.load(device="cpu").config.note
+
+
+def test_no_box(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(box, "__file__", "/nowhere/vlt/model/box.py")
+    with pytest.raises(
+        VltError, match=r"the model in the box is not there \(looked in /nowhere/vlt/box and /nowhere/data/box\)"
+    ):
+        vlt.load()
 
 
 MISFITS = {
@@ -160,8 +174,7 @@ def test_no_model_there(tmp_path: Path, boxed: VideoLlama) -> None:
 
 
 def test_half_precision_keeps_its_type(saved: Path) -> None:
-    with pytest.warns(UserWarning):
-        model = vlt.load(saved, device="cpu", dtype=torch.bfloat16)
+    model = vlt.load(saved, device="cpu", dtype=torch.bfloat16)
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
     out = model.run({"frames": torch.randn(1, 2, 3, 64, 64)}, ["video_prefix"])
     assert out["video_prefix"].dtype == torch.bfloat16
@@ -170,7 +183,7 @@ def test_half_precision_keeps_its_type(saved: Path) -> None:
     # what must not be rounded with the weights: rotary frequencies, and the length of a sound's embedding
     for opened in (model, stand_in(torch.bfloat16)):
         assert opened.language_model.model.rotary_emb.inv_freq.dtype == torch.float32
-        assert opened.imagebind.audio.scale() == 20
+        assert opened.imagebind.audio.scale() == opened.config.imagebind_config.audio.scale
     assert len(model.answer(None, "What?", max_new_tokens=3).ids) == 3
 
 
@@ -187,8 +200,7 @@ def test_spread_over_devices(saved: Path, boxed: VideoLlama) -> None:
     spread = dict.fromkeys(parts, "cpu") | dict.fromkeys(
         ["frame_position", "segment_position", "video_qformer", "vision_model"], "disk"
     )
-    with pytest.warns(UserWarning, match="random weights"):
-        model = vlt.load(saved, dtype=torch.float32, device_map=spread, offload_folder=saved.parent / "offload")
+    model = vlt.load(saved, dtype=torch.float32, device_map=spread, offload_folder=saved.parent / "offload")
     given = {"frames": torch.randn(1, 2, 3, 64, 64), "spectrograms": torch.randn(1, 2, 1, 128, 204)}
     want = ["video_prefix", "audio_prefix"]
     for a, b in zip(model.run(given, want).values(), boxed.run(given, want).values(), strict=True):

@@ -143,6 +143,8 @@ def same_settings(folder: Path, settings: Mapping[str, Any]) -> None:
             if found.get(name) != settings.get(name):
                 told = f"{name} {json.dumps(found.get(name))}, not {json.dumps(settings.get(name))}"
                 raise VltError(f"{folder}: holds unfinished training with {told}; finish that, or give another folder")
+    elif last_checkpoint(folder):
+        raise VltError(f"{folder}: holds unfinished training, and no {SETTINGS} that tells of which; give another folder")
     elif is_first():
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(path, json.dumps(settings, indent=1) + "\n")
@@ -280,7 +282,7 @@ def train(
     task = Branch(model, phase.branch)
     files = [[str(s.file), str(s.media), s.ratio, n_rows[str(s.file)]] for s in sources]
     settings = {"phase": name, "files": files, "seed": seed, "processes": processes, **dataclasses.asdict(schedule)}
-    same_settings(work, settings | {"start": fingerprint(model, learning_only=True)})
+    same_settings(work, settings | {"start": fingerprint(model)})
     notes = _Notes(work, broken, task)
     mixture = datasets.Mixture(sets, [s.ratio for s in sources], schedule.steps * schedule.batch * processes, seed)
     try:
