@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from transformers import AutoTokenizer
+from transformers.utils import logging as hf_logging
 
 from vlt.errors import VltError, first_line, read_json
 from vlt.model import box
@@ -32,7 +35,8 @@ def load(
         raise VltError("give device or device_map, not both")
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = dtype or (torch.float32 if device.type == "cpu" else torch.bfloat16)
-    model = _from_pretrained(box.folder() if name == "box" else name, dtype, options)
+    with _without_bar() if name == "box" else nullcontext():
+        model = _from_pretrained(box.folder() if name == "box" else name, dtype, options)
     if options.get("device_map") is None and options.get("quantization_config") is None:
         # the device only: `.to(dtype)` would also round the rotary frequencies, which transformers keeps in float32
         torch.nn.Module.to(model, device)
@@ -40,6 +44,18 @@ def load(
     if model.config.note:
         warnings.warn(f"{name}: {model.config.note}", stacklevel=2)
     return model
+
+
+@contextmanager
+def _without_bar() -> Iterator[None]:
+    """The box is opened in a moment: transformers need not draw a progress bar."""
+    shown = hf_logging.is_progress_bar_enabled()
+    hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            hf_logging.enable_progress_bar()
 
 
 def load_config(name: str | Path = "box") -> VideoLlamaConfig:
