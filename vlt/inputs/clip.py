@@ -99,7 +99,7 @@ class Clip:
             raise VltError(f"{self.path}: frames are asked for by a list of whole numbers, not by {indices.tolist()!r}")
         if self._stream is None:
             if [int(i) for i in indices] != [0]:
-                raise VltError(f"{self.path}: frames {list(indices)} were asked for; a still has frame 0 only")
+                raise VltError(f"{self.path}: frames {indices.tolist()} were asked for; a still has frame 0 only")
             return video.read_picture(self.path, size)
         return video.read_frames(self.path, self._stream, indices, size, reader)
 
