@@ -74,7 +74,7 @@ def test_frames_that_are_asked_for_by_index(tmp_path: Path, media) -> None:
     with pytest.raises(VltError, match=r"frames \[0, 1\] were asked for; a still has frame 0 only"):
         still.frames(indices=[0, 1])
     with pytest.raises(VltError, match=r"by a list of whole numbers, not by \[1\.5\]"):
-        clip.frames(indices=[1.5])
+        clip.frames(indices=np.array([1.5]))
     with pytest.raises(VltError, match="holds sound only"):
         Clip(media("a.wav", size=None, sound="pcm_s16le")).frames(indices=[0])
 
