@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +14,8 @@ import pytest
 from tests.conftest import CHECKPOINTS, REFERENCE
 from vlt.model import stages
 
-CLIP = Path(__file__).parents[1] / "data" / "clips" / "two_bell.mp4"
+ROOT = Path(__file__).parents[1]
+CLIP = ROOT / "data" / "clips" / "two_bell.mp4"
 
 
 def vlt(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -44,6 +47,15 @@ def test_probe(tmp_path: Path) -> None:
     assert "".join(result["tokens"]).removesuffix("###").strip() == result["answer"] == "I hear a bell."
     assert "answer  I hear a bell." in done.stdout
     assert [p.name for p in tmp_path.iterdir()] == ["run.json"]
+
+
+def test_the_demo_answers_as_the_readme_says() -> None:
+    """The README's answer is the last line of what the Makefile's command prints."""
+    command = re.search(r"^demo: .*\n\t\$\(BIN\)/vlt (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    shown = re.search(r"`make demo` ends with\n\n```text\n(.*)\n```", (ROOT / "README.md").read_text())
+    assert command and shown
+    arguments = shlex.split(command[1].replace("$(CLIP)", str(CLIP)))
+    assert vlt(*arguments).stdout.strip().splitlines()[-1] == shown[1]
 
 
 def test_probe_is_repeatable(tmp_path: Path) -> None:

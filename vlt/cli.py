@@ -72,7 +72,8 @@ def probe(
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write the result here.", show_default=False)] = None,
     branch: Annotated[list[str] | None, typer.Option(help="Use only this branch: video or audio.", show_default=False)] = None,
     coverage: Annotated[
-        str | None, typer.Option(help="Where sound is heard: original (if not given) or whole.", show_default=False)
+        str | None,
+        typer.Option(help="Where sound is heard: original or whole; the model's way if not given.", show_default=False),
     ] = None,
     n_frames: Annotated[
         int | None, typer.Option(help="Frames to look at; as in training if not given.", show_default=False)
@@ -343,9 +344,7 @@ def evaluate(
     if figure is not None and figure.suffix.lower() not in FIGURES:
         raise VltError(f"{figure}: figures are written as {', '.join(FIGURES)}")
     rows = evaluation.evaluate(load(model), clips, seed, condition or ())
-    typer.echo(evaluation.markdown(rows))
-    if json_file is not None:
-        write_whole(json_file, json.dumps(rows, indent=1) + "\n")
+    _hand_out(evaluation.markdown(rows), rows, json_file)
     if figure is not None:
         evaluation.draw(rows, figure)
 
@@ -363,7 +362,12 @@ def hearing(
 
     _check_file(json_file)
     rows = comparison.compare(load(model), clips, seed)
-    typer.echo(comparison.markdown(rows))
+    _hand_out(comparison.markdown(rows), rows, json_file)
+
+
+def _hand_out(text: str, rows: list[dict[str, Any]], json_file: Path | None) -> None:
+    """The table first: it is there also where the file cannot be written."""
+    typer.echo(text)
     if json_file is not None:
         write_whole(json_file, json.dumps(rows, indent=1) + "\n")
 

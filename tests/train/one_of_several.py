@@ -36,11 +36,11 @@ def main(files: Path, folder: Path) -> None:
     recipe.write_whole = noted_write
     model = stand_in()
     Branch(model, "video")
-    start = recipe.fingerprint(model, learning_only=True)
+    start = recipe.fingerprint(model)
     schedule = Schedule(steps=4, batch=2, rate=1e-2, min_rate=1e-3, warmup_rate=1e-4, warmup=1)
     sources = [Source(files / "llava.json", files / "pictures")]
     recipe.train("vl-2", model, sources, folder / "work", schedule=schedule, quiet=True, save_every=2, say=lambda _: None)
-    end = recipe.fingerprint(model, learning_only=True)
+    end = recipe.fingerprint(model)
     found = {"asked": asked, "written": written, "start": start, "end": end}
     (folder / f"{os.environ['RANK']}.json").write_text(json.dumps(found))
 

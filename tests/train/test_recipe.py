@@ -269,12 +269,6 @@ def test_fingerprints_tell_weights_apart() -> None:
     with torch.no_grad():
         second.imagebind.trunk("text").log_scale += 1
     assert recipe.fingerprint(first) != recipe.fingerprint(second)
-    for model in (first, second):
-        model.video_projection.requires_grad_(True)
-    assert recipe.fingerprint(first, learning_only=True) == recipe.fingerprint(second, learning_only=True)
-    with torch.no_grad():
-        second.video_projection.weight[0, 0] += 1
-    assert recipe.fingerprint(first, learning_only=True) != recipe.fingerprint(second, learning_only=True)
     assert recipe.fingerprint(first) != recipe.fingerprint(stand_in(torch.bfloat16))
 
 
@@ -464,7 +458,7 @@ def test_several_processes_share_the_work(files: Path, tmp_path: Path) -> None:
     assert second["written"] == ["1-problems.jsonl"]
     alone = stand_in()
     recipe.take_in(Branch(alone, "video"), tmp_path / "work" / "checkpoint-4" / recipe.WEIGHTS)
-    assert recipe.fingerprint(alone, learning_only=True) == first["end"]
+    assert recipe.fingerprint(alone) == first["end"]
 
 
 def test_a_branch_that_is_not_there(files: Path, tmp_path: Path) -> None:

@@ -257,7 +257,7 @@ class Answers:
         with torch.no_grad(), self._evaluating(), torch.random.fork_rng(enabled=seed is not None):
             if seed is not None:
                 torch.manual_seed(seed)
-            given = {"prompt": list(asked), **self._batched(asked, prefixes)}
+            given = {"prompt": list(asked), **self.batched(asked, prefixes)}
             out = self.run(given, ["prefix", "prefix_mask"])
             new = self.language_model.generate(
                 inputs_embeds=out["prefix"],
@@ -295,7 +295,7 @@ class Answers:
         if given.get("temperature", 1.0) <= 0 or not 0 < given.get("top_p", 1.0) <= 1:
             raise VltError(f"temperature must be above 0 and top_p in (0, 1]; got {given}")
 
-    def _batched(self: VideoLlama, asked: Sequence[Prompt], prefixes: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    def batched(self: VideoLlama, asked: Sequence[Prompt], prefixes: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
         """One tensor per branch that any prompt has a place for; rows of prompts without that place are never read."""
         out = {}
         for branch in {b for p in asked for b in p.branches}:

@@ -91,8 +91,8 @@ class Triples(torch.utils.data.Dataset):
 
 
 class Binding(nn.Module):
-    """Contrast between each two modalities, pairs of one kind never being each other's negatives, and closeness: the
-    contrast alone leaves a gap between the modalities, and what reads pictures would then misread sounds."""
+    """Contrast between each two modalities, pairs of one kind never being each other's negatives, and closeness, against a
+    gap between the modalities: what is taught on pictures is to read sounds."""
 
     def __init__(self, model: VideoLlama, temperature: float = 0.1, closeness: float = 1.0) -> None:
         super().__init__()

@@ -127,9 +127,9 @@ def steps(scale: float = 1.0) -> list[Step]:
         Step("imagebind", schedule(1000, 1e-3), binding.Binding, _triples),
         Step("language-model", schedule(2000, 1e-3, 0.1), reading.Reader, _texts, reading.together),
         phase("vl-1", 1500, 1e-3, "video", lessons.caption),
-        phase("vl-2", 1500, 1e-3, "video", lessons.instruction),
+        phase("vl-2", 1800, 1e-3, "video", lessons.instruction),
         phase("al-1", 300, 1e-3, "audio", lessons.caption),
-        phase("al-2", 500, 1e-3, "audio", lessons.instruction),
+        phase("al-2", 800, 5e-4, "audio", lessons.instruction),
     ]
 
 

@@ -40,12 +40,12 @@ class Seen:
     audio_features: Tensor | None
 
 
-def watch(model: VideoLlama, scenes: Iterable[Scene], folder: Path, crf: int = 23, bit_rate: int = 64_000) -> list[Seen]:
+def watch(model: VideoLlama, scenes: Iterable[Scene], folder: Path) -> list[Seen]:
     """Writes every scene as mp4, a silent one with the noise of its room, reads it back, and runs the frozen encoders."""
     out = []
     for i, made in enumerate(tqdm(scenes, desc="writing and watching clips", mininterval=2)):
         path = folder / f"{i}.mp4"
-        world.write(made, path, crf, bit_rate, silence=True)
+        world.write(made, path, silence=True)
         clip = Clip(path)
         given, chosen = model.inputs(clip)
         wanted = ["image_queries"] + ["audio_features"] * ("audio" in chosen)
@@ -114,7 +114,7 @@ def right(model: VideoLlama, asked: Sequence[tuple[Encoded | None, Talk]]) -> li
         part = asked[first : first + BATCH]
         answers = [model.tokenizer.encode(f" {t.answer}{stop}", add_special_tokens=False) for _, t in part]
         whole = [model.prompt(e, t.question).followed_by(ids) for (e, t), ids in zip(part, answers, strict=True)]
-        given: dict[str, Any] = {"prompt": whole, **model._batched(whole, [e.prefix if e else {} for e, _ in part])}
+        given: dict[str, Any] = {"prompt": whole, **model.batched(whole, [e.prefix if e else {} for e, _ in part])}
         likeliest = model.run(given, ["logits"])["logits"].argmax(-1)
         out += [row[-len(ids) - 1 : -1].tolist() == ids for row, ids in zip(likeliest, answers, strict=True)]
     return out
@@ -183,14 +183,12 @@ def wilson(good: int, n: int, z: float = 1.96) -> tuple[float, float]:
     return max(middle - half, 0.0), min(middle + half, 1.0)
 
 
-def evaluate(
-    model: VideoLlama, clips: int, seed: int, conditions: Sequence[str] = (), crf: int = 23, bit_rate: int = 64_000
-) -> list[dict[str, Any]]:
+def evaluate(model: VideoLlama, clips: int, seed: int, conditions: Sequence[str] = ()) -> list[dict[str, Any]]:
     """The table on fresh clips of this seed, from 1000 on, written to mp4 and read back."""
     check_seed(seed)
     check_conditions(conditions)
     with tempfile.TemporaryDirectory() as folder:
-        return table(model, watch(model, world.scenes(seed, clips), Path(folder), crf, bit_rate), seed, conditions)
+        return table(model, watch(model, world.scenes(seed, clips), Path(folder)), seed, conditions)
 
 
 Grid = tuple[list[str], list[tuple[str, int]], dict[tuple[str, str, int], dict[str, Any]]]
@@ -205,13 +203,17 @@ def _grid(rows: Sequence[dict[str, Any]]) -> Grid:
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
     """The table as text: a line for each kind of question, shares of right answers under each condition."""
     conditions, questions, cells = _grid(rows)
-    lines = [["question", "objects", "n", *conditions, "chance"]]
+    lines = []
     for question, objects in questions:
         row = cells[conditions[0], question, objects]
         shares = [f"{cells[c, question, objects]['right']:.2f}" for c in conditions]
         lines.append([question, str(objects), str(row["n"]), *shares, f"{row['chance']:.2f}"])
-    lines.insert(1, ["---"] * len(lines[0]))
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return as_table(["question", "objects", "n", *conditions, "chance"], lines)
+
+
+def as_table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """Markdown."""
+    return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *lines))
 
 
 def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:

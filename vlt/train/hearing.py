@@ -106,10 +106,9 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
     """The table as text: a line for each way of teaching and each kind of question, a column for each length."""
     lengths = list(dict.fromkeys(row["length"] for row in rows))
     cells = {(row["taught"], row["question"], row["length"]): row for row in rows}
-    lines = [["taught on", "question", "n", *(f"length {length:g}" for length in lengths), "chance"]]
-    lines.append(["---"] * len(lines[0]))
+    lines = []
     for taught, question in dict.fromkeys((t, q) for t, q, _ in cells):
         row = cells[taught, question, lengths[0]]
         shares = [f"{cells[taught, question, length]['right']:.2f}" for length in lengths]
         lines.append([taught, question, str(row["n"]), *shares, f"{row['chance']:.2f}"])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return evaluate.as_table(["taught on", "question", "n", *(f"length {length:g}" for length in lengths), "chance"], lines)

@@ -17,14 +17,14 @@ from tqdm.auto import tqdm
 from vlt.inputs import prompt as prompts
 from vlt.inputs import video
 from vlt.inputs.prompt import Slot, Text
-from vlt.inputs.video import uniform_indices
 from vlt.model.video_llama import VideoLlama
 from vlt.train import binding, foundations, supervision, talk, world
 from vlt.train.supervision import Lesson
 from vlt.train.world import Scene
 
-N_FRAMES = 8
-INDICES = uniform_indices(int(world.SECONDS * world.FPS), N_FRAMES)  # the frames that are sampled from the world's files
+INDICES = video.uniform_indices(
+    int(world.SECONDS * world.FPS), video.N_FRAMES
+)  # the frames that are sampled from the world's files
 SAMPLED = prompts.frame_times(INDICES.tolist(), float(world.FPS))
 
 Lessoner = Callable[[Scene, np.random.Generator], Lesson]

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from vlt.inputs import prompt as prompts
+from vlt.inputs import video
 from vlt.inputs.prompt import Slot, Text
-from vlt.inputs.video import uniform_indices
 from vlt.model.video_llama import VideoLlama
-from vlt.train import lessons, supervision, talk
+from vlt.train import lessons, supervision, talk, world
 from vlt.train.supervision import IGNORED, Learnt, Lesson
 from vlt.train.talk import Talk
 from vlt.train.world import COLOURS, MOTIONS, N_SEGMENTS, SHAPES, VOICE_OF, VOICES, Scene, Sound, Thing
@@ -123,7 +123,7 @@ def _dialogue(talks: list[Talk], message: Text) -> Lesson:
 def _sampled(draw: np.random.Generator) -> str:
     """The sentence on frame times, of a clip of some length."""
     n_frames = 128 if draw.random() < 0.7 else int(draw.integers(16, 400))
-    return prompts.frame_times(uniform_indices(n_frames, 8).tolist(), 8.0)
+    return prompts.frame_times(video.uniform_indices(n_frames, video.N_FRAMES).tolist(), float(world.FPS))
 
 
 class Texts(torch.utils.data.Dataset):

@@ -150,12 +150,11 @@ def same_settings(folder: Path, settings: Mapping[str, Any]) -> None:
         write_whole(path, json.dumps(settings, indent=1) + "\n")
 
 
-def fingerprint(model: nn.Module, learning_only: bool = False) -> str:
+def fingerprint(model: nn.Module) -> str:
     """Tells models apart by their weights."""
     digest = hashlib.sha256()
     for name, p in model.named_parameters():
-        if p.requires_grad or not learning_only:
-            digest.update(name.encode() + p.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(name.encode() + p.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
 
 

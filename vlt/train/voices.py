@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float32
 
+from vlt.inputs import audio
+
 if TYPE_CHECKING:
     from vlt.train.world import Sound
 
-RATE = 16_000  # Hz
+RATE = audio.SAMPLE_RATE  # Hz
 _LOUDNESS = 0.12  # root mean square of a voice
 
 

@@ -19,10 +19,11 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 
 from vlt.errors import VltError
+from vlt.inputs import audio
 from vlt.train import sights, voices
 
 SECONDS = 16.0
-N_SEGMENTS = 8
+N_SEGMENTS = audio.N_SEGMENTS
 SEGMENT = SECONDS / N_SEGMENTS  # seconds
 FPS = 8  # of files
 SIDE = 128  # pixels of files, height and width
