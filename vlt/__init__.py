@@ -12,5 +12,7 @@ from vlt.model.config import VideoLlamaConfig
 from vlt.model.load import load
 from vlt.model.stages import STAGES
 from vlt.model.video_llama import VideoLlama
+from vlt.probe import edits
+from vlt.probe.trace import trace
 
-__all__ = ["STAGES", "Clip", "VideoLlama", "VideoLlamaConfig", "VltError", "load"]
+__all__ = ["STAGES", "Clip", "VideoLlama", "VideoLlamaConfig", "VltError", "edits", "load", "trace"]

@@ -15,7 +15,7 @@ import av.error
 import numpy as np
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.audio_utils import hertz_to_mel, mel_filter_bank, mel_to_hertz, spectrogram, window_function
 
 from vlt.errors import VltError, nearest
@@ -131,10 +131,26 @@ def spectrograms_of_waveform(
 
 
 def spectrograms_of_file(
-    path: Path, sound: Sound, bounds: Sequence[tuple[Fraction, Fraction]], n_times: int = N_TIMES
+    path: Path, sound: Sound, bounds: Sequence[tuple[Fraction, Fraction]], n_times: int = N_TIMES, delay: float = 0.0
 ) -> Float[Tensor, "segment 1 mel time"]:
-    """As `spectrograms_of_waveform`, straight from a file: only the seconds that are listened to are kept in memory."""
-    return _spectrograms(lambda spans: read_spans(path, spans), sound.n_samples, sound.rate, bounds, n_times)
+    """As `spectrograms_of_waveform`, straight from a file: only the seconds that are listened to are kept in memory.
+    delay: seconds by which the sound comes later (below 0: earlier); silence moves in, what moves out is lost."""
+    late = round(delay * sound.rate)
+
+    def inside(at: int) -> int:
+        return min(max(at, 0), sound.n_samples)
+
+    def read(spans: list[tuple[int, int]]) -> list[Tensor]:
+        there = [(inside(first - late), inside(last - late)) for first, last in spans]
+        waves = read_spans(path, there) if any(a < b for a, b in there) else [torch.zeros(sound.channels, 0) for _ in spans]
+        return [
+            nn.functional.pad(wave, (a + late - first, (last - first) - (a + late - first) - wave.shape[1]))
+            if a < b
+            else torch.zeros(sound.channels, last - first)
+            for wave, (a, b), (first, last) in zip(waves, there, spans, strict=True)
+        ]
+
+    return _spectrograms(read if late else lambda spans: read_spans(path, spans), sound.n_samples, sound.rate, bounds, n_times)
 
 
 def read_spans(path: Path, spans: Sequence[tuple[int, int]]) -> list[Float[Tensor, "channel sample"]]:
@@ -221,6 +237,11 @@ def _filters() -> np.ndarray:
             mel_scale="kaldi",
             triangularize_in_mel_space=True,
         )
+
+
+def column_times(n_times: int = N_TIMES) -> Float[np.ndarray, "time"]:
+    """Middle of every spectrogram column's window, in seconds from the start of its segment (also of the padding)."""
+    return (np.arange(n_times) * HOP + WINDOW / 2) / SAMPLE_RATE
 
 
 def mel_frequencies() -> Float[np.ndarray, "mel"]:

@@ -102,7 +102,7 @@ class Answers:
         """Runs the encoders once. branches: of ("video", "audio"), by default all that clip and model have.
         n_frames, coverage: by default those of the configuration (see `Clip.frames`, `Clip.spectrograms`)."""
         given, chosen = self.inputs(clip, branches, n_frames, coverage)
-        sampled = self._sampled(clip, n_frames) if "video" in chosen else ""
+        sampled = self.sampled(clip, n_frames) if "video" in chosen else ""
         with torch.no_grad(), self._evaluating():
             soft = self.run({name: value for name, (value, _) in given.items()}, [f"{branch}_prefix" for branch in chosen])
         return Encoded(clip.kind, sampled, {branch: soft[f"{branch}_prefix"][0] for branch in chosen})
@@ -145,24 +145,25 @@ class Answers:
         branches: Sequence[str] | None = None,
         n_frames: int | None = None,
         system: str | None = None,
+        said: str | None = None,
     ) -> Prompt:
-        """The token ids around a question. history: (question, answer) of the turns before it.
-        clip None: text only. system: by default none, and for stills the sentence of the original's demo."""
+        """The token ids around a question. history: (question, answer) of the turns before it. said: the answer, which
+        then ends it. clip None: text only. system: by default none, for stills the sentence of the original's demo."""
         style = prompts.template(self.config.template)
         if not isinstance(question, str) or not question.strip():
             raise VltError(f"a question is a text with something in it, not {question!r}")
         if isinstance(clip, Clip):
             chosen = self._chosen(clip, branches)
-            kind, sampled = clip.kind, self._sampled(clip, n_frames) if "video" in chosen else ""
+            kind, sampled = clip.kind, self.sampled(clip, n_frames) if "video" in chosen else ""
         else:
             self._no_encoding(branches=branches, n_frames=n_frames)
             kind, sampled, chosen = ("text", "", ()) if clip is None else (clip.kind, clip.sampled, clip.branches)
         if system is None:
             system = style.image_system if kind == "image" and chosen else ""
         asked = [*(q for q, _ in history), question]
-        said: list[str | None] = [*(a for _, a in history), None]
+        answers: list[str | None] = [*(a for _, a in history), said]
         messages = [prompts.message(asked[0], kind, chosen, sampled), *((q,) for q in asked[1:])]
-        text = style.chat(list(zip(messages, said, strict=True)), system)
+        text = style.chat(list(zip(messages, answers, strict=True)), system)
         return prompts.tokenise(text, self._tokenizer())
 
     def answer(
@@ -252,24 +253,30 @@ class Answers:
         drawing: dict[str, Any] = {"do_sample": sample}
         if sample:
             drawing |= {"temperature": temperature or TEMPERATURE, "top_p": top_p or TOP_P}
-        tokenizer = self._tokenizer()
-        stop = StopStringCriteria(tokenizer, [prompts.template(self.config.template).stop])
         with torch.no_grad(), self._evaluating(), torch.random.fork_rng(enabled=seed is not None):
             if seed is not None:
                 torch.manual_seed(seed)
             given = {"prompt": list(asked), **self.batched(asked, prefixes)}
             out = self.run(given, ["prefix", "prefix_mask"])
-            new = self.language_model.generate(
-                inputs_embeds=out["prefix"],
-                attention_mask=out["prefix_mask"].long(),
-                max_new_tokens=max_new_tokens,
-                stopping_criteria=StoppingCriteriaList([stop]),
-                pad_token_id=self._padding(),
-                use_cache=True,
-                **drawing,
-                **options,
-            )
-        return [self._answer(p, row.tolist()) for p, row in zip(asked, new, strict=True)]
+            return self.continue_from(asked, out["prefix"], out["prefix_mask"], max_new_tokens, **drawing, **options)
+
+    @torch.no_grad()
+    def continue_from(
+        self: VideoLlama, asked: Sequence[Prompt], prefix: Tensor, mask: Tensor, max_new_tokens: int, **options: Any
+    ) -> list[Answer]:
+        """Continues ready embeddings [clip, token, LLM width], of which `mask` tells the padding; greedily, unless
+        options (of transformers' `generate`) say otherwise."""
+        stop = StopStringCriteria(self._tokenizer(), [prompts.template(self.config.template).stop])
+        new = self.language_model.generate(
+            inputs_embeds=prefix,
+            attention_mask=mask.long(),
+            max_new_tokens=max_new_tokens,
+            stopping_criteria=StoppingCriteriaList([stop]),
+            pad_token_id=self._padding(),
+            use_cache=True,
+            **{"do_sample": False, **options},
+        )
+        return [self.spoken(p, row.tolist()) for p, row in zip(asked, new, strict=True)]
 
     def _check_generation(
         self: VideoLlama,
@@ -303,11 +310,12 @@ class Answers:
             out[f"{branch}_prefix"] = torch.stack([soft.get(branch, torch.zeros_like(example)) for soft in prefixes])
         return out
 
-    def _answer(self: VideoLlama, asked: Prompt, ids: list[int]) -> Answer:
+    def spoken(self: VideoLlama, asked: Prompt, ids: Sequence[int]) -> Answer:
+        """What new tokens say, up to the stop sign."""
         style, tokenizer = prompts.template(self.config.template), self._tokenizer()
         ends = self._end_ids()
         stop = next((i for i, token in enumerate(ids) if token in ends), len(ids))
-        kept, ended = ids[: stop + 1], "stop" if stop < len(ids) else "length"
+        kept, ended = list(ids[: stop + 1]), "stop" if stop < len(ids) else "length"
         texts = [tokenizer.decode(kept[:i], skip_special_tokens=False) for i in range(len(kept) + 1)]
         cut = next((i for i, text in enumerate(texts) if style.stop in text), None)
         if cut is not None:
@@ -315,6 +323,20 @@ class Answers:
         pieces = _pieces(texts)
         text = style.clean(tokenizer.decode(kept, skip_special_tokens=True))
         return Answer(text, pieces, tuple(kept), ended, asked)
+
+    def pieces(self: VideoLlama, ids: Sequence[int]) -> tuple[str, ...]:
+        """What each token adds to the text."""
+        decode = self._tokenizer().decode
+        return _pieces([decode(list(ids[:i]), skip_special_tokens=False) for i in range(len(ids) + 1)])
+
+    def answer_ids(self: VideoLlama, asked: Prompt, text: str, **prompting: Any) -> tuple[int, ...]:
+        """The ids that would stand behind a prompt had the model answered with this text, its stop sign included.
+        prompting: the arguments of `prompt` that made it."""
+        whole = self.prompt(**prompting, said=text)
+        before, after = asked.parts[-1], whole.parts[-1]
+        if whole.parts[:-1] != asked.parts[:-1] or after[: len(before)] != before or not text.strip():
+            raise VltError(f"the answer {text!r} cannot be put behind this prompt: its tokens run into those before it")
+        return tuple(int(i) for i in after[len(before) :])
 
     def _chosen(self: VideoLlama, clip: Clip, branches: Sequence[str] | None) -> tuple[str, ...]:
         if branches is None:
@@ -332,7 +354,8 @@ class Answers:
             raise VltError("no branch was asked for; give 'video', 'audio' or both, or clip=None for text only")
         return tuple(branches)
 
-    def _sampled(self: VideoLlama, clip: Clip, n_frames: int | None = None) -> str:
+    def sampled(self: VideoLlama, clip: Clip, n_frames: int | None = None) -> str:
+        """The sentence that tells when this clip's frames are taken ("" for stills and sounds)."""
         if clip.kind != "video" or clip.fps is None:
             return ""
         indices = clip.frame_indices(self.config.trained_frames if n_frames is None else n_frames)

@@ -54,6 +54,9 @@ _ROWS = (
 
 STAGES: dict[str, Stage] = {name: Stage(name, about, axes, needs) for name, about, axes, needs in _ROWS}
 
+VIDEO = ("frames", "patches", "image_queries", "frame_tokens", "video_queries", "video_prefix")
+AUDIO = ("spectrograms", "audio_features", "segment_tokens", "audio_queries", "audio_prefix")
+
 # The stages that are tensors: what a person reads, edits and gives.
 TENSOR_STAGES = tuple(stage.name for stage in STAGES.values() if stage.axes)
 
@@ -64,6 +67,11 @@ def stage(name: str) -> Stage:
     if name not in STAGES:
         raise VltError(f"no stage {name!r}; {nearest(name, STAGES)}; `vlt stages` lists all")
     return STAGES[name]
+
+
+def branch(name: str) -> str | None:
+    """The branch that a stage belongs to, "video" or "audio", if to one."""
+    return "video" if name in VIDEO else "audio" if name in AUDIO else None
 
 
 def axis_sizes(config: VideoLlamaConfig) -> dict[tuple[str, str], int | range]:

@@ -158,7 +158,7 @@ class VideoLlama(Answers, PreTrainedModel):
             raise VltError(
                 f"stage {name!r} was given as {type(value).__name__}; expected a tensor [{', '.join(stages.stage(name).axes)}]"
             )
-        if name in ("spectrograms", "audio_features", "segment_tokens", "audio_queries", "audio_prefix"):
+        if name in stages.AUDIO:
             self._check_ears(name)
         stages.check(name, value, self.config)
         dtype = torch.bool if name == "prefix_mask" else self.dtype

@@ -1,0 +1,1 @@
+"""Watch, cut, explain. The model never knows that it is watched."""

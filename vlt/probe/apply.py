@@ -1,0 +1,180 @@
+"""One edit, one value: which numbers are meant, and what becomes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vlt.errors import VltError, nearest
+from vlt.inputs import audio
+from vlt.probe.attention import unwatched
+from vlt.probe.axes import Axis
+from vlt.probe.edits import Edit
+
+Selection = list[np.ndarray | None]  # for each axis the places, or None for all
+
+
+def select(axes: Sequence[Axis], where: Mapping[str, Any], what: str) -> Selection:
+    """The places that `where` names on these axes. A key is an axis, or a coordinate of one (patch_row on patch)."""
+    out: Selection = [None] * len(axes)
+    for key, index in where.items():
+        for i, axis in enumerate(axes):
+            if key == axis.name:
+                found = axis.find(index)
+            elif key in axis.coordinates:
+                found = axis.find(index) if isinstance(index, str) and ":" not in index else _by_coordinate(axis, key, index)
+            else:
+                continue
+            before = out[i]
+            out[i] = found if before is None else before[np.isin(before, found)]
+            if not len(found if before is None else out[i]):  # type: ignore[arg-type]
+                raise VltError(f"{what}: {dict(where)} names no place on {axis.name!r}")
+            break
+        else:
+            known = [a.name for a in axes] + [c for a in axes for c in a.coordinates]
+            raise VltError(f"{what} has no axis {key!r}; {nearest(key, known)}; its axes are {', '.join(a.name for a in axes)}")
+    return out
+
+
+def _by_coordinate(axis: Axis, key: str, index: Any) -> np.ndarray:
+    values = axis.coordinates[key]
+    if isinstance(index, str):
+        start, _, stop = index.partition(":")
+        low, high = float(start or 0), float(stop) if stop else np.inf
+        found = np.flatnonzero((values >= low) & (values < high))
+    else:
+        wanted = [index] if isinstance(index, int | float) else list(index)
+        if lacking := [w for w in wanted if not (values == w).any()]:
+            raise VltError(
+                f"{key} {lacking[0]!r} was asked for; on {axis.name!r} it is {np.nanmin(values)} to {np.nanmax(values)}"
+            )
+        found = np.flatnonzero(np.isin(values, wanted))
+    if not len(found):
+        raise VltError(f"{key} {index!r} names no place; on {axis.name!r} it is {np.nanmin(values)} to {np.nanmax(values)}")
+    return found
+
+
+def take(value: Tensor, selection: Selection) -> Tensor:
+    for axis, places in enumerate(selection):
+        if places is not None:
+            value = value.index_select(axis, torch.as_tensor(places, device=value.device))
+    return value
+
+
+def put(value: Tensor, selection: Selection, new: Tensor) -> Tensor:
+    """A copy of `value` in which the selected numbers are the new ones."""
+    named = [axis for axis, places in enumerate(selection) if places is not None]
+    if not named:
+        return new
+    out = value.clone()
+    if len(named) == 1:
+        places = selection[named[0]]
+        return out.index_copy_(named[0], torch.as_tensor(places, device=value.device), new)
+    each = [np.arange(value.shape[i]) if p is None else p for i, p in enumerate(selection)]
+    out[tuple(torch.as_tensor(p, device=value.device) for p in np.ix_(*each))] = new
+    return out
+
+
+Sourced = Callable[[int], Tensor]  # of the number of a source -> its numbers at the same places
+
+
+def changed(edit: Edit, value: Tensor, selection: Selection, sourced: Sourced, run: Any) -> Tensor:
+    """What the edit makes of a value without its clip axis. run: the `Trace` that is edited."""
+    old = take(value, selection)
+    new = _CHANGES[edit.kind](edit, old, sourced, run)
+    if not isinstance(new, Tensor):
+        raise VltError(f"{edit}: gave a {type(new).__name__}; expected a tensor {list(old.shape)}, {old.dtype}")
+    if (new.shape, new.dtype, new.device) != (old.shape, old.dtype, old.device):
+        raise VltError(
+            f"{edit}: gave {list(new.shape)}, {new.dtype}, on {new.device}; "
+            f"expected {list(old.shape)}, {old.dtype}, on {old.device}"
+        )
+    if not new.isfinite().all():
+        raise VltError(f"{edit}: gave numbers that are not finite (nan or infinity)")
+    return put(value, selection, new)
+
+
+def _noise(edit: Edit, old: Tensor, sourced: Sourced, run: Any) -> Tensor:
+    generator = torch.Generator().manual_seed(edit.options["seed"])
+    drawn = torch.randn(old.shape, generator=generator).to(old)
+    deviation = old.float().std(correction=0)
+    if not deviation:
+        raise VltError(f"{edit}: all these numbers are equal; noise is measured by their deviation")
+    return old + drawn * (edit.options["size"] * deviation).to(old)
+
+
+def _mean(edit: Edit, old: Tensor, sourced: Sourced, run: Any) -> Tensor:
+    return torch.stack([sourced(i).to(old) for i in range(len(edit.sources))]).mean(dim=0)
+
+
+def _resample(edit: Edit, old: Tensor, sourced: Sourced, run: Any) -> Tensor:
+    return sourced(int(np.random.default_rng(edit.options["seed"]).integers(len(edit.sources)))).to(old)
+
+
+def _custom(edit: Edit, old: Tensor, sourced: Sourced, run: Any) -> Tensor:
+    with unwatched():
+        return edit.options["function"](old)
+
+
+def _mute(edit: Edit, old: Tensor, sourced: Sourced, run: Any) -> Tensor:
+    return silence(old.shape[-1]).to(old).expand_as(old).clone()
+
+
+@lru_cache(maxsize=4)
+def silence(n_times: int) -> Tensor:
+    """The spectrogram of two seconds of digital silence [1, 1, mel, time]."""
+    samples = audio.SEGMENT_SECONDS * audio.SAMPLE_RATE
+    return audio.spectrograms_of_waveform(
+        torch.zeros(1, samples), audio.SAMPLE_RATE, audio.segment_bounds(audio.SEGMENT_SECONDS, 1), n_times
+    )
+
+
+def _shift(edit: Edit, old: Tensor, sourced: Sourced, run: Any) -> Tensor:
+    clip, delay = run.clip, edit.options["seconds"]
+    return audio.spectrograms_of_file(clip.path, clip.sound, run.labels.bounds, old.shape[-1], delay).to(old)
+
+
+_CHANGES: dict[str, Callable[[Edit, Tensor, Sourced, Any], Any]] = {
+    "zero": lambda edit, old, sourced, run: torch.zeros_like(old),
+    "blank": lambda edit, old, sourced, run: torch.zeros_like(old),
+    "scale": lambda edit, old, sourced, run: old * edit.options["factor"],
+    "swap": lambda edit, old, sourced, run: sourced(0).to(old),
+    "noise": _noise,
+    "mean": _mean,
+    "resample": _resample,
+    "custom": _custom,
+    "mute": _mute,
+    "shift": _shift,
+}
+
+
+def order(edit: Edit, size: int) -> np.ndarray:
+    """Of a reorder edit: which place each place takes its numbers from."""
+    how = edit.options["order"]
+    if size < 2:
+        raise VltError(f"{edit}: there is only {size} on this axis; its order cannot change")
+    if how == "reverse":
+        return np.arange(size)[::-1].copy()
+    if how == "shuffle":
+        draw = np.random.default_rng(edit.options.get("seed", 0))
+        while True:
+            drawn = draw.permutation(size)
+            if not (drawn == np.arange(size)).all():
+                return drawn
+    if isinstance(how, str) or not 0 <= how < size:
+        raise VltError(f"{edit}: order is 'shuffle', 'reverse', or a place from 0 to {size - 1}")
+    return np.full(size, how)
+
+
+def reordered(edit: Edit, value: Tensor, axes: Sequence[Axis]) -> Tensor:
+    names = [axis.name for axis in axes]
+    axis = edit.options["axis"]
+    if axis not in names:
+        raise VltError(f"{edit}: {edit.at!r} has no axis {axis!r}; {nearest(axis, names)}")
+    at = names.index(axis)
+    return value.index_select(at, torch.as_tensor(order(edit, axes[at].size), device=value.device))

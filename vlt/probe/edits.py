@@ -1,0 +1,309 @@
+"""Edits as plain values: what becomes of a stage, of a place inside the model, of an edge of attention, of the clip.
+
+An `Edit` can be printed, put in a list with others, saved as JSON, and used on any trace. It is checked where it is
+used, against what is there; one that would do nothing is refused.
+
+edits = [vlt.edits.zero("video_queries", video_query=[0, 3]), vlt.edits.knockout("audio", by="answering", layers="2:4")]
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vlt.errors import VltError, first_line, nearest
+from vlt.inputs.clip import Clip
+from vlt.probe.axes import Index
+
+if TYPE_CHECKING:
+    from vlt.probe.trace import Trace
+
+# Kinds of edit -> what they are. The functions below make them; JSON names them.
+KINDS = {
+    "zero": "set to 0",
+    "scale": "multiplied by a factor",
+    "noise": "with noise added",
+    "mean": "set to the mean over other clips",
+    "swap": "taken from another trace",
+    "resample": "taken from one of other clips, drawn by lot",
+    "reorder": "put into another order",
+    "custom": "changed by a function",
+    "knockout": "not looked at",
+    "blank": "frames without a picture",
+    "mute": "segments of digital silence",
+    "shift": "sound that comes later",
+    "without": "a branch that is not in the prompt",
+    "ask": "another question",
+}
+AT_LANGUAGE_MODEL = "language_model.*.self"
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Another run that an edit takes values from: a clip and a question, as `vlt.trace` takes them."""
+
+    clip: str
+    question: str
+    live: Trace | None = dataclasses.field(default=None, repr=False, compare=False)
+
+    @classmethod
+    def of(cls, other: Any) -> Source:
+        if isinstance(other, Clip):
+            return cls(str(other.path), "")
+        if hasattr(other, "tokens") and hasattr(other, "rerun"):
+            return cls(str(other.clip.path), other.question, other)
+        raise VltError(f"values are taken from a Trace or a Clip, not from a {type(other).__name__}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Edit:
+    """One change. kind: of KINDS. at: the name of a stage or a place, or a pattern of places. where: axis -> what of it
+    (by default all). options: of this kind. sources: the runs that values are taken from."""
+
+    kind: str
+    at: str
+    where: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    sources: tuple[Source, ...] = ()
+
+    def __str__(self) -> str:
+        of = [f"{key}={value!r}" for key, value in {**self.where, **self.options}.items()]
+        other = [repr(Path(s.clip).name) for s in self.sources]
+        return f"{self.kind}({', '.join([repr(self.at), *other, *of])})"
+
+    def __hash__(self) -> int:
+        return hash((self.kind, self.at, str(self)))
+
+    def as_json(self) -> dict[str, Any]:
+        """Numbers, texts and lists only. Raises `VltError` for a custom function, and for values taken from a run that
+        was itself edited."""
+        if self.kind == "custom":
+            raise VltError(f"{self}: a function cannot be saved; name what it does by other edits, or keep it in your code")
+        for source in self.sources:
+            if source.live is not None and source.live.edits:
+                raise VltError(f"{self}: takes values from an edited run; save that run's edits, and make it again")
+        return {
+            "kind": self.kind,
+            "at": self.at,
+            **({"where": dict(self.where)} if self.where else {}),
+            **({"options": dict(self.options)} if self.options else {}),
+            **({"sources": [{"clip": s.clip, "question": s.question} for s in self.sources]} if self.sources else {}),
+        }
+
+
+def _edit(kind: str, at: str, where: Mapping[str, Any], sources: Sequence[Any] = (), **options: Any) -> Edit:
+    if not isinstance(at, str):
+        raise VltError(f"{kind}: a place is named by a string, not by {at!r}")
+    return Edit(kind, at, {k: _plain(v) for k, v in where.items()}, options, tuple(Source.of(s) for s in sources))
+
+
+def _plain(index: Any) -> Any:
+    """An index as JSON can carry it."""
+    if isinstance(index, slice | range):
+        if (index.step or 1) != 1:
+            return list(index) if isinstance(index, range) else _refuse(index)
+        return f"{'' if index.start is None else index.start}:{'' if index.stop is None else index.stop}"
+    if isinstance(index, np.ndarray | list | tuple):
+        return [_plain(i) for i in (index.tolist() if isinstance(index, np.ndarray) else index)]
+    if isinstance(index, np.generic):
+        return index.item()
+    if not isinstance(index, int | float | str):
+        _refuse(index)
+    return index
+
+
+def _refuse(index: Any) -> Any:
+    raise VltError(f"{index!r} is not understood; name places by a number, a list, a slice, '2:5', or a phrase ('frame 3')")
+
+
+# ------------------------------------------------------------------ what any value can become
+
+
+def zero(at: str, **where: Index) -> Edit:
+    """Numbers become 0. at: a stage ("audio_prefix"), a place ("language_model.3", "video_qformer.*.cross",
+    "frame_position") or a pattern of places. where: axis=places, for example frame=3, head=[0, 2], token="audio"."""
+    return _edit("zero", at, where)
+
+
+def scale(at: str, factor: float, **where: Index) -> Edit:
+    """Numbers are multiplied by a factor."""
+    return _edit("scale", at, where, factor=float(factor))
+
+
+def noise(at: str, size: float = 1.0, seed: int = 0, **where: Index) -> Edit:
+    """Gaussian noise is added, of `size` times the standard deviation of what it is added to."""
+    if size <= 0:
+        raise VltError(f"noise of size {size} would change nothing; give one above 0")
+    return _edit("noise", at, where, size=float(size), seed=int(seed))
+
+
+def mean(at: str, over: Sequence[Trace | Clip], **where: Index) -> Edit:
+    """The mean of the same place in other runs. A clip is asked the same question."""
+    if not over:
+        raise VltError("a mean is over at least one clip or trace")
+    return _edit("mean", at, where, over)
+
+
+def swap(at: str, source: Trace | Clip, **where: Index) -> Edit:
+    """The values of another run at the same place. A clip is asked the same question."""
+    return _edit("swap", at, where, [source])
+
+
+def resample(at: str, over: Sequence[Trace | Clip], seed: int = 0, **where: Index) -> Edit:
+    """The values of one of other runs, drawn by lot."""
+    if not over:
+        raise VltError("at least one clip or trace must be given to draw from")
+    return _edit("resample", at, where, over, seed=int(seed))
+
+
+def custom(at: str, function: Callable[[Any], Any], **where: Index) -> Edit:
+    """What a function makes of the values: it takes and gives a tensor of the same shape, dtype and device, with the
+    axes of the place and without that of the clip."""
+    if not callable(function):
+        raise VltError(f"custom takes a function, not a {type(function).__name__}")
+    return _edit("custom", at, where, function=function)
+
+
+# ------------------------------------------------------------------ edges
+
+
+def knockout(
+    seen: str | Sequence[int], by: str | Sequence[int] | None = None, layers: Index | None = None, at: str = AT_LANGUAGE_MODEL
+) -> Edit:
+    """Attention knockout: `by` no longer looks at `seen`; what is left shares all the weight.
+
+    seen, by: phrases or places of the two axes, in the language model "audio", "question", "answering" (the places from
+    which the answer is predicted) and so on; by default everything else is kept from looking. layers: of those that fit
+    `at`. It holds while an answer is decoded, too.
+    """
+    options = {"seen": _plain(seen)} | ({} if by is None else {"by": _plain(by)})
+    return _edit("knockout", at, {}, **options, **({} if layers is None else {"layers": _plain(layers)}))
+
+
+# ------------------------------------------------------------------ the clip
+
+
+def shuffle(at: str = "frames", axis: str = "frame", seed: int = 0) -> Edit:
+    """Frames (or whatever is along an axis of a stage) in a random order, never in their own."""
+    return _edit("reorder", at, {}, axis=axis, order="shuffle", seed=int(seed))
+
+
+def reverse(at: str = "frames", axis: str = "frame") -> Edit:
+    """The last frame first."""
+    return _edit("reorder", at, {}, axis=axis, order="reverse")
+
+
+def repeat(frame: int, at: str = "frames", axis: str = "frame") -> Edit:
+    """One frame in the place of all."""
+    return _edit("reorder", at, {}, axis=axis, order=int(frame))
+
+
+def blank(**where: Index) -> Edit:
+    """Frames of one colour, the mean one (numbers of 0, as frames are normalised): all of them, or frame=..., or a part
+    of the picture height="0:32", width="0:32" in pixels."""
+    return _edit("blank", "frames", where)
+
+
+def mute(**where: Index) -> Edit:
+    """Digital silence in the place of all segments, or of segment=... ("audio 0-4s")."""
+    return _edit("mute", "spectrograms", where)
+
+
+def swap_sound(clip: Clip | Trace) -> Edit:
+    """The sound of another clip."""
+    return swap("spectrograms", clip)
+
+
+def shift(seconds: float) -> Edit:
+    """The sound comes so much later (below 0: earlier); what is moved out is lost, and silence moves in."""
+    if not seconds:
+        raise VltError("a shift by 0 seconds would change nothing")
+    return _edit("shift", "spectrograms", {}, seconds=float(seconds))
+
+
+def without(branch: str) -> Edit:
+    """The prompt has no place for this branch ("video" or "audio"): the model is not told that there is any."""
+    if branch not in ("video", "audio"):
+        raise VltError(f"no branch {branch!r}; {nearest(branch, ('video', 'audio'))}")
+    return _edit("without", "prompt", {}, branch=branch)
+
+
+def ask(question: str) -> Edit:
+    """Another question."""
+    return _edit("ask", "prompt", {}, question=question)
+
+
+# ------------------------------------------------------------------ JSON
+
+
+def dumps(edits: Edit | Sequence[Edit]) -> str:
+    """Edits as JSON; `loads` reads them back."""
+    return json.dumps([edit.as_json() for edit in as_list(edits)], indent=1)
+
+
+def loads(text: str) -> list[Edit]:
+    """Edits from what `dumps` wrote. Nothing in it is run. Raises `VltError` where it does not describe edits."""
+    try:
+        rows = json.loads(text)
+        assert isinstance(rows, list)
+        return [_loaded(row) for row in rows]
+    except (ValueError, AssertionError, AttributeError, TypeError, KeyError) as error:
+        if isinstance(error, VltError):
+            raise
+        raise VltError(f"edits cannot be read from this JSON ({first_line(error)}); `vlt.edits.dumps` writes them") from error
+
+
+def _loaded(row: dict[str, Any]) -> Edit:
+    unknown = set(row) - {"kind", "at", "where", "options", "sources"}
+    if unknown:
+        raise VltError(f"an edit has no {sorted(unknown)[0]!r}; it has kind, at, where, options, sources")
+    kind, at = row["kind"], row["at"]
+    if kind not in KINDS or kind == "custom":
+        raise VltError(f"no kind of edit {kind!r} in JSON; {nearest(str(kind), [k for k in KINDS if k != 'custom'])}")
+    sources = tuple(Source(str(s["clip"]), str(s["question"])) for s in row.get("sources", []))
+    options = dict(row.get("options", {}))
+    _check_options(kind, options, sources)
+    where = {str(k): _plain(v) for k, v in row.get("where", {}).items()}
+    return Edit(kind, str(at), where, options, sources)
+
+
+# kind -> (its options and their types; those that may be left out), (fewest, most sources)
+_OPTIONS: dict[str, tuple[dict[str, tuple[type, ...]], tuple[str, ...], tuple[int, int]]] = {
+    "zero": ({}, (), (0, 0)),
+    "scale": ({"factor": (int, float)}, (), (0, 0)),
+    "noise": ({"size": (int, float), "seed": (int,)}, (), (0, 0)),
+    "mean": ({}, (), (1, 10_000)),
+    "swap": ({}, (), (1, 1)),
+    "resample": ({"seed": (int,)}, (), (1, 10_000)),
+    "reorder": ({"axis": (str,), "order": (str, int), "seed": (int,)}, ("seed",), (0, 0)),
+    "knockout": ({"seen": (str, int, list), "by": (str, int, list), "layers": (str, int, list)}, ("by", "layers"), (0, 0)),
+    "blank": ({}, (), (0, 0)),
+    "mute": ({}, (), (0, 0)),
+    "shift": ({"seconds": (int, float)}, (), (0, 0)),
+    "without": ({"branch": (str,)}, (), (0, 0)),
+    "ask": ({"question": (str,)}, (), (0, 0)),
+}
+
+
+def _check_options(kind: str, options: Mapping[str, Any], sources: Sequence[Source]) -> None:
+    types, free, (fewest, most) = _OPTIONS[kind]
+    if wrong := [name for name, value in options.items() if not isinstance(value, types.get(name, ()))]:
+        raise VltError(f"{kind} has the options {', '.join(types) or 'none'}; {wrong[0]} = {options[wrong[0]]!r} is not one")
+    if lacking := [name for name in types if name not in options and name not in free]:
+        raise VltError(f"{kind} needs {lacking[0]!r}")
+    if not fewest <= len(sources) <= most:
+        raise VltError(f"{kind} takes values from {fewest} to {most} other runs; {len(sources)} are given")
+
+
+def as_list(edits: Any) -> list[Edit]:
+    """One edit, or several, as a list; anything else is refused."""
+    found = [edits] if isinstance(edits, Edit) else list(edits) if isinstance(edits, Sequence) else [edits]
+    for edit in found:
+        if not isinstance(edit, Edit):
+            raise VltError(f"an edit is made by vlt.edits ({', '.join(KINDS)}); got a {type(edit).__name__}")
+    return found

@@ -1,0 +1,242 @@
+"""Computes stages for many edited runs of one clip at once: only what follows an edit, in as few batches as may be.
+
+A run (`vlt.probe.trace.Trace`) is one clip, one question and some edits; what its edits do not touch is shared with the
+unedited run. Edits stand at stages, between which they are applied, or at places inside the model, where a tap applies
+them while a stage is computed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from vlt.errors import VltError
+from vlt.model import stages
+from vlt.probe import apply
+from vlt.probe.apply import Selection
+from vlt.probe.attention import Change, Cut, Tap, Watcher
+from vlt.probe.axes import Axis
+from vlt.probe.edits import Edit
+from vlt.probe.sites import Site, match
+
+if TYPE_CHECKING:
+    from vlt.probe.trace import Trace
+
+BATCH = 16  # runs that are computed together
+ENCODERS = tuple(name for name in stages.TENSOR_STAGES if name not in ("prefix", "prefix_mask", "logits"))
+
+# A site's name -> what stands there, or what is called with its output.
+Watch = Mapping[str, Watcher | Callable[[Tensor], Any]]
+
+
+class Applied:
+    """An edit on its way into one run. fired: how often it changed numbers, or how many edges of attention it cut."""
+
+    def __init__(self, edit: Edit, known: Mapping[str, Site]) -> None:
+        self.edit, self.fired = edit, 0
+        self.sites: list[Site] = []
+        self.stage = ""  # where it stands at one
+        if edit.kind in ("without", "ask"):
+            self.stage = "prompt"
+        elif edit.at in stages.STAGES:
+            if edit.kind == "knockout" or edit.at not in (*ENCODERS, "prefix"):
+                where = (
+                    "attentions, as 'language_model.*.self'" if edit.kind == "knockout" else f"{', '.join(ENCODERS)}, prefix"
+                )
+                raise VltError(f"{edit}: stands at the stage {edit.at!r}; it can stand at {where}")
+            self.stage = edit.at
+        else:
+            kinds = ("self", "cross") if edit.kind == "knockout" else ()
+            self.sites = match(edit.at, dict(known), kinds, stage_names=edit.kind != "knockout")
+            if "layers" in edit.options:
+                self.sites = _of_layers(self.sites, edit.options["layers"])
+
+    @property
+    def stages(self) -> set[str]:
+        """Those that come out otherwise because of it."""
+        return {site.stage for site in self.sites} or {self.stage}
+
+
+def _of_layers(found: list[Site], layers: Any) -> list[Site]:
+    places = Axis("layer", max(site.layer for site in found) + 1).find(layers)
+    kept = [site for site in found if site.layer in set(places.tolist())]
+    if not kept:
+        raise VltError(f"layers {layers!r}: none of {', '.join(site.name for site in found)}")
+    return kept
+
+
+def compute(runs: Sequence[Trace], stage: str, batch: int = BATCH) -> None:
+    """Sees to it that `run.values[stage]` is there for every run of one model; stage: of ENCODERS."""
+    todo = [run for run in runs if stage not in run.values]
+    touched = [run for run in todo if run.parent is None or run.touches(stage)]
+    if parents := {id(run.parent): run.parent for run in todo if run.parent is not None and not run.recomputes(stage)}:
+        compute(list(parents.values()), stage, batch)
+    for run in todo:
+        if run.parent is not None and not run.recomputes(stage):
+            run.values[stage] = run.parent.values[stage]
+    again = [run for run in touched if run.recomputes(stage)]
+    if stage in ("frames", "spectrograms"):
+        for run in again:
+            run.values[stage] = run.given[stage].to(run.model.device, run.model.dtype)
+    elif again:
+        for need in stages.stage(stage).needs:
+            compute(again, need, batch)
+        for group in _groups(again, stage, batch):
+            _run(group, stage)
+    for run in touched:
+        for applied in run.applied:
+            if applied.stage == stage:
+                run.values[stage] = edited(run, applied, run.values[stage][0], run.axes_of(stage), stage)[None]
+
+
+def _groups(runs: Sequence[Trace], stage: str, batch: int) -> Iterator[list[Trace]]:
+    """Runs whose needs are shaped alike; one that edits a position table, which all of a batch share, stands alone."""
+    alike: dict[Any, list[Trace]] = defaultdict(list)
+    for i, run in enumerate(runs):
+        alone = i if any(site.kind == "table" for applied in run.inner(stage) for site in applied.sites) else -1
+        alike[alone, tuple(run.values[need].shape for need in stages.stage(stage).needs)].append(run)
+    for group in alike.values():
+        for at in range(0, len(group), batch):
+            yield group[at : at + batch]
+
+
+def _run(runs: Sequence[Trace], stage: str) -> None:
+    start = time.perf_counter()
+    value = forward(runs, stage)
+    for i, run in enumerate(runs):
+        run.values[stage] = value[i : i + 1]
+        run.seconds[stage] = (time.perf_counter() - start) / len(runs)
+
+
+def forward(runs: Sequence[Trace], stage: str, watch: Watch | None = None) -> Tensor:
+    """One stage of encoders for a batch of runs whose needs are there, with the edits that stand inside it."""
+    given = {need: torch.cat([run.values[need] for run in runs]) for need in stages.stage(stage).needs}
+    with tap(runs, stage, Layout(len(runs)), watch):
+        return runs[0].model.run(given, [stage])[stage]
+
+
+def edited(run: Trace, applied: Applied, value: Tensor, axes: Sequence[Axis], at: str) -> Tensor:
+    """A stage's value for one clip, with an edit that stands at it."""
+    edit = applied.edit
+    applied.fired += 1
+    if edit.kind == "reorder":
+        return apply.reordered(edit, value, axes)
+    selection = apply.select(axes, edit.where, repr(at))
+    return apply.changed(edit, value, selection, _sourced(run, edit, at), run)
+
+
+def _sourced(run: Trace, edit: Edit, at: str) -> Callable[[int], Tensor]:
+    """The numbers of the edit's sources at the places that it names there."""
+
+    def numbers(i: int) -> Tensor:
+        other = run.source(edit.sources[i])
+        value, axes = other.reading(at)
+        return apply.take(value, apply.select(axes, edit.where, f"{at!r} of {other.clip.path.name}"))
+
+    return numbers
+
+
+# ------------------------------------------------------------------ places inside the model
+
+
+class Layout:
+    """How a value inside the model [clips x inner, rows, ...] divides into the runs of a batch."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def part(self, i: int, value: Tensor, site: Site) -> slice:
+        """Which of its rows are run i's (a position table is everybody's)."""
+        each = value.shape[0] // self.count
+        return slice(None) if site.kind == "table" else slice(i * each, (i + 1) * each)
+
+    def axes(self, i: int, run: Trace, site: Site) -> list[Axis]:
+        return run.labels.of_site(site)
+
+    def select(self, i: int, run: Trace, site: Site, edit: Edit) -> Selection | None:
+        """The places that the edit names among those that are computed now; None where there are none."""
+        return apply.select(self.axes(i, run, site), edit.where, repr(site.name))
+
+    def places(self, i: int, axis: Axis, index: Any) -> np.ndarray:
+        """Places on an axis of attention, as the tap counts them."""
+        return axis.find(index)
+
+
+@contextmanager
+def tap(runs: Sequence[Trace], stage: str, layout: Layout, watch: Watch | None = None) -> Iterator[None]:
+    """Watches a batch while it runs, and applies the edits that stand inside this stage."""
+    known = runs[0].sites
+    found: dict[str, list[tuple[int, Applied]]] = defaultdict(list)
+    for i, run in enumerate(runs):
+        for applied in run.inner(stage):
+            for site in applied.sites:
+                if site.stage == stage:
+                    found[site.name].append((i, applied))
+    attentions: dict[nn.Module, list[Watcher]] = defaultdict(list)
+    outputs: dict[nn.Module, list[Callable[[Tensor], Any]]] = defaultdict(list)
+    cuts: list[tuple[Applied, Cut]] = []
+    for name, pairs in found.items():
+        site = known[name]
+        for i, applied in pairs:
+            if applied.edit.kind == "knockout":
+                cuts.append((applied, _cut(site, runs[i], i, applied.edit, layout)))
+                attentions[site.module].append(cuts[-1][1])
+        if others := [(i, a) for i, a in pairs if a.edit.kind != "knockout"]:
+            change = _change(site, runs, others, layout)
+            if site.columns:
+                attentions[site.module].append(Change(change))
+            else:
+                outputs[site.module].append(change)
+    for name, watcher in (watch or {}).items():
+        if isinstance(watcher, Watcher):
+            attentions[known[name].module].append(watcher)
+        else:
+            outputs[known[name].module].append(watcher)
+    with Tap(runs[0].model, attentions, outputs):
+        yield
+    for applied, cut in cuts:
+        applied.fired += cut.fired
+
+
+def _change(
+    site: Site, runs: Sequence[Trace], found: Sequence[tuple[int, Applied]], layout: Layout
+) -> Callable[[Tensor], Tensor]:
+    """What the edits of each run of a batch make of this site's value [batch, rows, ...]."""
+
+    def change(value: Tensor) -> Tensor:
+        for i, applied in found:
+            run, edit = runs[i], applied.edit
+            selection = layout.select(i, run, site, edit)
+            if selection is None:
+                continue
+            part, axes = layout.part(i, value, site), layout.axes(i, run, site)
+            own = value[part] if site.inner or site.kind == "table" else value[part][0]
+            applied.fired += 1
+            if edit.kind == "reorder":
+                new = apply.reordered(edit, own, axes)
+            else:
+                new = apply.changed(edit, own, selection, _sourced(run, edit, site.name), run)
+            new = new.view(value[part].shape)
+            value = new if part == slice(None) else torch.cat([value[: part.start], new, value[part.stop :]])
+        return value
+
+    return change
+
+
+def _cut(site: Site, run: Trace, i: int, edit: Edit, layout: Layout) -> Cut:
+    rows, columns = run.labels.seen(site)
+    seen = layout.places(i, columns, edit.options["seen"])
+    if "by" in edit.options:
+        by = layout.places(i, rows, edit.options["by"])
+    else:
+        by = layout.places(i, rows, "all")
+        by = np.setdiff1d(by, seen) if site.rows == site.columns else by
+    blind = f"{edit}: would leave a place of {site.name!r} with nothing to look at; cut less"
+    return Cut(torch.as_tensor(by), torch.as_tensor(seen), i, layout.count, blind)

@@ -1,0 +1,195 @@
+"""The language model's share: what each of its tokens is, prompts with edited soft tokens, answers and their scores."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from vlt.errors import VltError
+from vlt.inputs.prompt import Prompt
+from vlt.model.answer import MAX_NEW_TOKENS, Answer
+from vlt.model.video_llama import VideoLlama
+from vlt.probe import apply, axes
+from vlt.probe.apply import Selection
+from vlt.probe.axes import Axis
+from vlt.probe.edits import Edit
+from vlt.probe.engine import BATCH, Layout, Watch, compute, edited, tap
+from vlt.probe.sites import Site
+
+if TYPE_CHECKING:
+    from vlt.probe.trace import Trace
+
+
+def token_axis(model: VideoLlama, prompt: Prompt, question: str, answer: Sequence[int], unknown: int = 0) -> Axis:
+    """What every position is. answer: ids behind the prompt. unknown: places of an answer that is yet to be made."""
+    words: list[str] = []
+    kinds: list[str] = []
+    queries: list[int] = []
+    asked: list[int] = []
+    for part in prompt.parts:
+        if isinstance(part, str):
+            n = model.config.num_queries[part]
+            words += [""] * n
+            kinds += [part] * n
+            queries += list(range(n))
+            continue
+        pieces = model.pieces(part)
+        if found := _within(pieces, question):
+            asked = [len(words) + i for i in found]  # the last that fits: earlier turns may have asked the same
+        words += pieces
+        kinds += ["text"] * len(part)
+        queries += [-1] * len(part)
+    begin = len(words)
+    words += [*model.pieces(answer), *[""] * unknown]
+    rest = len(words) - begin
+    return axes.token(words, kinds + ["text"] * rest, queries + [-1] * rest, asked, begin)
+
+
+def _within(pieces: Sequence[str], text: str) -> list[int]:
+    """The pieces that hold the last occurrence of a text, white space aside."""
+    bare = ["".join(piece.split()) for piece in pieces]
+    start = "".join(bare).rfind("".join(text.split()))
+    if start < 0:
+        return []
+    stop, at, found = start + len("".join(text.split())), 0, []
+    for i, piece in enumerate(bare):
+        if piece and at < stop and at + len(piece) > start:
+            found.append(i)
+        at += len(piece)
+    return found
+
+
+@dataclasses.dataclass
+class Row:
+    """One row for the language model: a run, and the ids that stand behind its prompt. axis: its tokens'; while an
+    answer is being made, with as many places as it may get."""
+
+    run: Trace
+    ids: tuple[int, ...] = ()
+    unknown: int = 0
+
+    def __post_init__(self) -> None:
+        self.prompt = self.run.prompt.followed_by(self.ids) if self.ids else self.run.prompt
+        self.axis = token_axis(self.run.model, self.run.prompt, self.run.question, self.ids, self.unknown)
+        self.begin = self.run.model.length(self.run.prompt)
+
+    def prefix(self) -> Tensor:
+        """The embeddings [token, LLM width], with the edits that stand there."""
+        run = self.run
+        soft = {f"{branch}_prefix": run.values[f"{branch}_prefix"] for branch in set(self.prompt.branches)}
+        value = run.model.run({"prompt": [self.prompt], **soft}, ["prefix"])["prefix"][0]
+        for applied in run.applied:
+            if applied.stage == "prefix":
+                tokens = dataclasses.replace(self, unknown=0).axis  # those that are there
+                value = edited(run, applied, value, [tokens, axes.plain("llm_width", value.shape[1])], "prefix")
+        return value
+
+
+class Steps(Layout):
+    """The language model's batch: rows are padded on the left, and may come step by step.
+
+    start, stop: of the tokens of this step, counted along the longest row.
+    """
+
+    def __init__(self, rows: Sequence[Row], longest: int) -> None:
+        super().__init__(len(rows))
+        self.rows = rows
+        self.padding = [longest - row.run.model.length(row.prompt) for row in rows]
+        self.start = self.stop = 0
+
+    def step(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        inputs = kwargs.get("inputs_embeds")
+        inputs = kwargs.get("input_ids") if inputs is None else inputs
+        assert inputs is not None
+        self.start, self.stop = self.stop, self.stop + inputs.shape[1]
+
+    def axes(self, i: int, run: Trace, site: Site) -> list[Axis]:
+        return [self.rows[i].axis, *run.labels.of_site(site)[1:]]
+
+    def select(self, i: int, run: Trace, site: Site, edit: Edit) -> Selection | None:
+        row = self.rows[i]
+        selection = apply.select(self.axes(i, run, site), edit.where, repr(site.name))
+        tokens = np.arange(row.axis.size) if selection[0] is None else selection[0]
+        if edit.kind in ("mean", "swap", "resample", "noise", "reorder") and tokens.max() >= row.begin:
+            raise VltError(f"{edit}: reaches into the answer, which is yet to be made; name tokens before it, as token='audio'")
+        local = tokens + self.padding[i] - self.start
+        local = local[(local >= 0) & (local < self.stop - self.start)]
+        return [local, *selection[1:]] if len(local) else None
+
+    def places(self, i: int, axis: Axis, index: Any) -> np.ndarray:
+        return self.rows[i].axis.find(index) + self.padding[i]
+
+
+def _batched(rows: Sequence[Row]) -> tuple[Tensor, Tensor, Steps]:
+    prefixes = [row.prefix() for row in rows]
+    longest = max(len(p) for p in prefixes)
+    prefix = torch.stack([nn.functional.pad(p, (0, 0, longest - len(p), 0)) for p in prefixes])
+    lengths = torch.tensor([len(p) for p in prefixes], device=prefix.device)
+    mask = torch.arange(longest, device=prefix.device) >= longest - lengths[:, None]
+    return prefix, mask, Steps(rows, longest)
+
+
+def encode(rows: Sequence[Row], batch: int = BATCH) -> None:
+    """The soft tokens that these rows have places for."""
+    for branch in ("video", "audio"):
+        compute(list({id(r.run): r.run for r in rows if branch in r.prompt.branches}.values()), f"{branch}_prefix", batch)
+
+
+def read(rows: Sequence[Row], batch: int = BATCH, watch: Watch | None = None) -> list[Tensor]:
+    """One pass over each row, all its tokens at once: logits [token, vocabulary]."""
+    encode(rows, batch)
+    out: list[Tensor] = []
+    for at in range(0, len(rows), batch):
+        some = rows[at : at + batch]
+        prefix, mask, steps = _batched(some)
+        start = time.perf_counter()
+        with _stepping(some, steps, watch):
+            logits = some[0].run.model.run({"prefix": prefix, "prefix_mask": mask}, ["logits"])["logits"]
+        for row, padding, each in zip(some, steps.padding, logits, strict=True):
+            out.append(each[padding:])
+            row.run.seconds["logits"] = (time.perf_counter() - start) / len(some)
+    return out
+
+
+@contextmanager
+def _stepping(rows: Sequence[Row], steps: Steps, watch: Watch | None = None) -> Iterator[None]:
+    """The tap, and beside it the count of the language model's steps."""
+    decoder: Any = rows[0].run.model.language_model.get_decoder()
+    handle = decoder.register_forward_pre_hook(steps.step, with_kwargs=True)
+    try:
+        with tap([row.run for row in rows], "logits", steps, watch):
+            yield
+    finally:
+        handle.remove()
+
+
+def score(rows: Sequence[Row], batch: int = BATCH) -> list[tuple[Tensor, bool]]:
+    """Of each row's ids: their log-probabilities [token] float32, one after the other, and whether each was the
+    likeliest of all, so that a greedy answer would have begun with just these."""
+    out = []
+    for row, logits in zip(rows, read(rows, batch), strict=True):
+        ids = torch.tensor(row.ids, device=logits.device)
+        said = logits[row.begin - 1 : row.begin - 1 + len(ids)].float()
+        log = said.log_softmax(-1).gather(1, ids[:, None])[:, 0]
+        out.append((log, bool((said.argmax(-1) == ids).all())))
+    return out
+
+
+def generate(runs: Sequence[Trace], max_new_tokens: int = MAX_NEW_TOKENS, batch: int = BATCH) -> list[Answer]:
+    """Greedy answers, step by step with the cache, the edits in force at every step."""
+    rows = [Row(run, unknown=max_new_tokens) for run in runs]
+    encode(rows, batch)
+    out: list[Answer] = []
+    for at in range(0, len(rows), batch):
+        some = rows[at : at + batch]
+        prefix, mask, steps = _batched(some)
+        with _stepping(some, steps):
+            out += some[0].run.model.continue_from([row.prompt for row in some], prefix, mask, max_new_tokens)
+    return out

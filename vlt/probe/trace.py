@@ -1,0 +1,323 @@
+"""A run that can be read, edited and run again."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+import xarray as xr
+from torch import Tensor
+
+from vlt.errors import VltError, nearest
+from vlt.inputs.clip import Clip
+from vlt.inputs.prompt import Prompt
+from vlt.model import stages
+from vlt.model.answer import MAX_NEW_TOKENS, Answer, Encoded
+from vlt.model.video_llama import VideoLlama
+from vlt.probe import language
+from vlt.probe.axes import Axis, Index
+from vlt.probe.edits import Edit, Source, as_list
+from vlt.probe.engine import ENCODERS, Applied, Watch, compute, forward
+from vlt.probe.labels import Heard, Labels, Wanted, labelled
+from vlt.probe.language import Row
+from vlt.probe.sites import Site, is_pattern, match, sites
+
+LIMIT = 2**30  # bytes that one reading may keep, unless it is told otherwise
+
+
+def trace(
+    model: VideoLlama,
+    clip: Clip,
+    question: str,
+    *,
+    answer: str | None = None,
+    history: Sequence[tuple[str, str]] = (),
+    branches: Sequence[str] | None = None,
+    n_frames: int | None = None,
+    coverage: str | None = None,
+    system: str | None = None,
+    max_new_tokens: int = MAX_NEW_TOKENS,
+) -> Trace:
+    """One clip, one question, one answer: a run that can be read, edited and run again.
+
+    answer: by default what the model says (greedily); or a text, whose tokens are then read and scored as if it had
+    said that. The rest as for `VideoLlama.answer`.
+    """
+    given, chosen = model.inputs(clip, branches, n_frames, coverage)
+    setting = Setting(clip, chosen, n_frames, coverage or model.config.coverage, tuple(history), system, max_new_tokens)
+    run = Trace(model, setting, question, {name: value for name, (value, _) in given.items()}, answer)
+    run.seconds |= {name: seconds for name, (_, seconds) in given.items()}
+    return run
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What all runs of one clip share; the names are those of `trace`."""
+
+    clip: Clip
+    branches: tuple[str, ...]
+    n_frames: int | None
+    coverage: str
+    history: tuple[tuple[str, str], ...]
+    system: str | None
+    max_new_tokens: int
+
+    def labels(self, model: VideoLlama) -> Labels:
+        bounds = self.clip.segments(model.config.max_segments, self.coverage) if "audio" in self.branches else []
+        return Labels(model.config, self.clip, self.n_frames or model.config.trained_frames, bounds)
+
+    def shown(self, model: VideoLlama, branches: tuple[str, ...]) -> Encoded | None:
+        """For the prompt, which needs no numbers: what of the clip it has places for."""
+        if not branches:
+            return None
+        seen = "video" in branches
+        sampled = model.sampled(self.clip, self.n_frames) if seen else ""
+        return Encoded(self.clip.kind if seen else "sound", sampled, dict.fromkeys(branches, torch.empty(0)))
+
+
+class Trace:
+    """See `trace`. What is read is computed when it is first asked for, and kept.
+
+    model, clip, question; edits: those in force. values: stage -> tensor with its clip axis, of those computed so far;
+    seconds: what they took. parent: the unedited run, of an edited one.
+    """
+
+    def __init__(
+        self,
+        model: VideoLlama,
+        setting: Setting,
+        question: str,
+        given: Mapping[str, Tensor],
+        said: str | None = None,
+        parent: Trace | None = None,
+        edits: Sequence[Edit] = (),
+    ) -> None:
+        self.model, self.setting, self.question = model, setting, question
+        self.parent, self.edits = parent, tuple(edits)
+        self.values: dict[str, Tensor] = {}
+        self.seconds: dict[str, float] = {}
+        self.given, self._said = given, said
+        self.labels: Labels = setting.labels(model) if parent is None else parent.labels
+        self.sites: dict[str, Site] = sites(model) if parent is None else parent.sites
+        self.sources: dict[Source, Trace] = {} if parent is None else parent.sources
+        self.applied = [Applied(edit, self.sites) for edit in self.edits]
+        for applied in self.applied:
+            self._check_there(applied)
+            if applied.edit.kind == "ask":
+                self.question = applied.edit.options["question"]
+
+    @property
+    def clip(self) -> Clip:
+        return self.setting.clip
+
+    def _check_there(self, applied: Applied) -> None:
+        """What an edit stands at must be in this run."""
+        needed = {applied.edit.options.get("branch"), *(stages.branch(stage) for stage in applied.stages)} - {None}
+        if lacking := needed - set(self.setting.branches):
+            raise VltError(f"{applied.edit}: this run has no {lacking.pop()}; it has {', '.join(self.setting.branches)}")
+
+    def _check_has(self, stage: str) -> None:
+        if (branch := stages.branch(stage)) is not None and branch not in self.setting.branches:
+            raise VltError(f"{stage!r}: this run has no {branch}; it has {', '.join(self.setting.branches)}")
+
+    # ------------------------------------------------------------------ what is said
+
+    @cached_property
+    def prompt(self) -> Prompt:
+        return self.model.prompt(**self._prompting)
+
+    @cached_property
+    def _prompting(self) -> dict[str, Any]:
+        s = self.setting
+        cut = {a.edit.options["branch"] for a in self.applied if a.edit.kind == "without"}
+        shown = s.shown(self.model, tuple(branch for branch in s.branches if branch not in cut))
+        return {"clip": shown, "question": self.question, "history": s.history, "system": s.system}
+
+    def ids(self, answer: str) -> tuple[int, ...]:
+        """The tokens with which this model would say an answer to this question, its stop sign included."""
+        return self.model.answer_ids(self.prompt, answer, **self._prompting)
+
+    @cached_property
+    def answer(self) -> Answer:
+        """What the model says; or the text that it was said to have said."""
+        if self._said is not None:
+            return self.model.spoken(self.prompt, self.ids(self._said))
+        with torch.no_grad():
+            return language.generate([self], self.setting.max_new_tokens)[0]
+
+    @property
+    def tokens(self) -> Axis:
+        """The language model's positions, prompt and answer: what each is, and where a phrase points."""
+        return self.row.axis
+
+    @cached_property
+    def row(self) -> Row:
+        """This run's row for the language model."""
+        return Row(self, self.answer.ids)
+
+    @cached_property
+    def logprobs(self) -> xr.DataArray:
+        """log p(token | those before it) of every token of the answer [token] float32, natural logarithm."""
+        with torch.no_grad():
+            log, _ = language.score([self.row])[0]
+        places = np.arange(self.row.begin, self.row.begin + len(log))
+        coords = {"token": places, "word": ("token", list(self.answer.tokens))}
+        return xr.DataArray(log.cpu().numpy(), dims=["token"], coords=coords, name="log-probability")
+
+    def score(self, answers: str | Sequence[str]) -> Any:
+        """log p of other answers to this question, their stop sign included: a float, or a pandas Series of several."""
+        several = [answers] if isinstance(answers, str) else list(answers)
+        rows = [Row(self, self.ids(text)) for text in several]
+        with torch.no_grad():
+            sums = [float(log.sum()) for log, _ in language.score(rows)]
+        return sums[0] if isinstance(answers, str) else pd.Series(sums, index=several, name="log-probability")
+
+    # ------------------------------------------------------------------ reading
+
+    def __getitem__(self, name: str) -> Any:
+        """A stage, or what a place inside the model gives (of a block its residual stream, of an attention what its heads
+        say), as a labelled array without the clip axis; for a pattern, a dict of them."""
+        if name in stages.STAGES or not is_pattern(name):
+            return labelled(*self.reading(name), name)
+        return {site.name: self[site.name] for site in match(name, self.sites, stage_names=True)}
+
+    def reading(self, name: str) -> tuple[Tensor, list[Axis]]:
+        """A stage or a place: the tensor without its clip axis, and its axes."""
+        with torch.no_grad():
+            if name in stages.STAGES:
+                return self.stage(name)[0], self.axes_of(name)
+            site = match(name, self.sites, stage_names=True)[0]
+            heard = Heard()
+            self.observe({site.name: heard if site.columns else heard.hear})
+            value = heard.value
+            assert value is not None
+            return (value if site.inner or site.kind == "table" else value[0]), self.axes_of(name)
+
+    def stage(self, name: str) -> Tensor:
+        """A stage's value, with its clip axis."""
+        if name not in stages.TENSOR_STAGES:
+            raise VltError(f"{name!r} is no array (read .clip, .question, .prompt); {nearest(name, stages.TENSOR_STAGES)}")
+        if name in ENCODERS:
+            self._check_has(name)
+            compute([self], name)
+        elif name not in self.values:
+            if name == "prefix":
+                language.encode([self.row])
+                self.values[name] = self.row.prefix()[None]
+            elif name == "logits":
+                self.values[name] = language.read([self.row])[0][None]
+            else:
+                self.values[name] = torch.ones(1, self.tokens.size, dtype=torch.bool)
+        return self.values[name]
+
+    def observe(self, watch: Watch) -> None:
+        """Runs, once, every part of the model in which something is watched, with the edits in force."""
+        for stage in dict.fromkeys(self.sites[name].stage for name in watch):
+            inside = {name: watcher for name, watcher in watch.items() if self.sites[name].stage == stage}
+            if stage == "logits":
+                language.read([self.row], watch=inside)
+                continue
+            self._check_has(stage)
+            for need in stages.stage(stage).needs:
+                compute([self], need)
+            forward([self], stage, inside)
+
+    def attention(
+        self,
+        name: str,
+        *,
+        rows: Index | None = None,
+        columns: Index | Sequence[str] | None = None,
+        head: Index | None = None,
+        mean: bool = False,
+        limit: int = LIMIT,
+    ) -> Any:
+        """Exact attention probabilities, float32, of the attentions that a name or a pattern fits
+        ("video_qformer.1.cross", "language_model.*.self"): a labelled array [(frame or segment,) head, rows, columns],
+        for a pattern a dict of them.
+
+        rows, head: which of them. columns: which; or a list of phrases, each of which becomes one column, the sum over
+        its places. mean: over the heads. Only what is asked for is kept; `VltError` if that is more than `limit` bytes.
+        """
+        wanted = [Wanted(self, site, rows, columns, head, mean) for site in match(name, self.sites, ("self", "cross"))]
+        if (size := sum(w.n_bytes for w in wanted)) > limit:
+            raise VltError(
+                f"{name!r}: {size / 2**20:,.1f} MiB of attention would be kept, the limit is {limit / 2**20:,.1f} MiB; "
+                "ask for fewer rows, heads or layers, for columns=[...] as groups, for mean=True, or give limit="
+            )
+        with torch.no_grad():
+            self.observe({w.site.name: w.keep for w in wanted})
+        arrays = {w.site.name: w.array() for w in wanted}
+        return arrays if is_pattern(name) else arrays[name]
+
+    def stages(self) -> pd.DataFrame:
+        """Every stage of this run: its axes, its shape, and the seconds that it took (0: shared with the unedited run)."""
+        rows = []
+        for name in stages.TENSOR_STAGES:
+            if stages.branch(name) in (None, *self.setting.branches):
+                shape = tuple(self.stage(name).shape)
+                rows.append((name, ", ".join(stages.stage(name).axes), shape, self.seconds.get(name, 0.0)))
+        return pd.DataFrame(rows, columns=["stage", "axes", "shape", "seconds"]).set_index("stage")
+
+    def axes_of(self, name: str) -> list[Axis]:
+        """Of a stage or a place, without the clip's."""
+        found = self.labels.of_stage(name) if name in stages.STAGES else self.labels.of_site(self.sites[name])
+        return [self.tokens if axis.name == "token" else axis for axis in found]
+
+    # ------------------------------------------------------------------ again, otherwise
+
+    def rerun(self, edits: Edit | Sequence[Edit], answer: str | None = None) -> Trace:
+        """The same run with edits (behind those already in force), up to its answer; only what follows them is computed.
+        answer: as for `vlt.trace`. Raises `VltError` where an edit did nothing."""
+        again = self.edited(edits, answer)
+        with torch.no_grad():
+            _ = again.logprobs
+        again.check_fired()
+        return again
+
+    def edited(self, edits: Edit | Sequence[Edit], answer: str | None = None) -> Trace:
+        """As `rerun`, before anything of it is computed."""
+        if not (new := as_list(edits)):
+            raise VltError("no edit was given")
+        root = self.parent or self
+        return Trace(self.model, self.setting, root.question, root.given, answer, root, [*self.edits, *new])
+
+    @property
+    def fired(self) -> dict[str, int]:
+        """How often each edit changed numbers, or how many edges of attention it cut, so far."""
+        return {str(a.edit): a.fired for a in self.applied if a.stage != "prompt"}
+
+    def check_fired(self) -> None:
+        if idle := [edit for edit, count in self.fired.items() if not count]:
+            raise VltError(f"{idle[0]}: did nothing: what it stands at was not run (is its branch in the prompt?)")
+
+    # ------------------------------------------------------------------ for the engine
+
+    def inner(self, stage: str) -> list[Applied]:
+        """The edits that stand inside a stage."""
+        return [applied for applied in self.applied if applied.sites and stage in applied.stages]
+
+    def touches(self, stage: str) -> bool:
+        """Does an edit change what this stage gives?"""
+        return self.recomputes(stage) or any(applied.stage == stage for applied in self.applied)
+
+    def recomputes(self, stage: str) -> bool:
+        """Must it be computed for this run, before the edits that stand at it?"""
+        if self.parent is None or self.inner(stage):
+            return True
+        return any(self.touches(need) for need in stages.stage(stage).needs if need in ENCODERS)
+
+    def source(self, of: Source) -> Trace:
+        """The run that an edit takes values from."""
+        if of.live is not None:
+            return of.live
+        if of not in self.sources:
+            s, clip = self.setting, Clip(of.clip)
+            frames = s.n_frames if clip.kind == "video" else None
+            self.sources[of] = trace(self.model, clip, of.question or self.question, n_frames=frames)
+        return self.sources[of]
