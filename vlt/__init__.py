@@ -13,6 +13,21 @@ from vlt.model.load import load
 from vlt.model.stages import STAGES
 from vlt.model.video_llama import VideoLlama
 from vlt.probe import edits
+from vlt.probe.interaction import interaction
+from vlt.probe.paths import path
+from vlt.probe.sweep import sweep
 from vlt.probe.trace import trace
 
-__all__ = ["STAGES", "Clip", "VideoLlama", "VideoLlamaConfig", "VltError", "edits", "load", "trace"]
+__all__ = [
+    "STAGES",
+    "Clip",
+    "VideoLlama",
+    "VideoLlamaConfig",
+    "VltError",
+    "edits",
+    "interaction",
+    "load",
+    "path",
+    "sweep",
+    "trace",
+]

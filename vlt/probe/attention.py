@@ -130,6 +130,8 @@ class Keep(Watcher):
     def see(self, call: Call) -> None:
         if self.graph:
             self.kept = call.probabilities()
+            if torch.is_grad_enabled() and not self.kept.requires_grad:  # nothing before it does: queries, to begin with
+                self.kept.requires_grad_()
             return
         n = call.query.shape[2]
         rows = torch.arange(n, device=call.query.device) if self.rows is None else self.rows.to(call.query.device)
@@ -145,25 +147,6 @@ class Keep(Watcher):
         if self.groups is not None:
             p = torch.stack([p[..., group.to(p.device)].sum(-1) for group in self.groups], dim=-1)
         return p
-
-
-class Roll(Watcher):
-    """Attention rollout (Abnar and Zuidema, arXiv 2005.00928), carried from layer to layer: one matrix is kept, whatever
-    the depth. One `Roll` stands at every self-attention of a part: kept <- (share * mean over heads + (1 - share) *
-    identity) @ kept, from the identity on. kept: [b, row, column]."""
-
-    def __init__(self, share: float = 0.5) -> None:
-        self.share = share
-        self.kept: Tensor | None = None
-
-    def see(self, call: Call) -> None:
-        n = call.query.shape[2]
-        if call.key.shape[2] < n:
-            raise VltError("rollout stands at self-attention only")
-        mean = call.probabilities().mean(dim=1)[..., :n]  # an extra key ("nothing") passes nothing on
-        one = torch.eye(n, device=mean.device)
-        step = self.share * mean + (1 - self.share) * one
-        self.kept = step if self.kept is None else step @ self.kept
 
 
 class Cut(Watcher):

@@ -203,7 +203,7 @@ def sound_patch(name: str, hz: np.ndarray, seconds: np.ndarray, kernel: int, str
         "patch_column": around(column, -1).astype(int),
         "hz_low": around(low, np.nan),
         "hz_high": around(high, np.nan),
-        "seconds": around(start, np.nan),
+        "segment_seconds": around(start, np.nan),
     }
     words = {
         "patch": Word(picture, np.arange(len(picture)) - 1),

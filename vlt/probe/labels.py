@@ -86,7 +86,7 @@ class Labels:
         hz, seconds = audio.mel_frequencies(), audio.column_times(trunk.num_times)
         hz = hz if len(hz) == trunk.num_mels else np.full(trunk.num_mels, np.nan)
         if name in ("mel", "time"):
-            values, unit = (hz, "hz") if name == "mel" else (seconds, "seconds")
+            values, unit = (hz, "hz") if name == "mel" else (seconds, "segment_seconds")
             return Axis(name, len(values), {unit: values})
         if name in ("sound_patch", "sound_patch_seen"):
             return axes.sound_patch(name, hz, seconds, trunk.kernel_size, trunk.stride, nothing=name != "sound_patch")

@@ -287,6 +287,13 @@ class Trace:
         root = self.parent or self
         return Trace(self.model, self.setting, root.question, root.given, answer, root, [*self.edits, *new])
 
+    def again(self, given: Mapping[str, Tensor]) -> Trace:
+        """The same run, edits and answer, with nothing computed yet, from these tensors: for gradients to reach them."""
+        fresh = Trace(self.model, self.setting, (self.parent or self).question, given)
+        fresh = Trace(self.model, self.setting, fresh.question, given, None, fresh, self.edits) if self.edits else fresh
+        fresh.__dict__["answer"] = self.answer
+        return fresh
+
     @property
     def fired(self) -> dict[str, int]:
         """How often each edit changed numbers, or how many edges of attention it cut, so far."""

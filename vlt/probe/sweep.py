@@ -1,0 +1,177 @@
+"""Many edits of one run, as few batches, one table."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from tqdm.auto import tqdm
+
+from vlt.errors import VltError, first_line, nearest
+from vlt.model.answer import Answer
+from vlt.probe import edits, language
+from vlt.probe.edits import Edit, as_list
+from vlt.probe.engine import BATCH
+from vlt.probe.language import Row
+from vlt.probe.trace import Trace
+
+UNEDITED = "unedited"
+
+# What is often taken away, by name.
+ABLATIONS: dict[str, Edit] = {
+    "video": edits.without("video"),
+    "audio": edits.without("audio"),
+    "blank": edits.blank(),
+    "mute": edits.mute(),
+    "frame_position": edits.zero("frame_position"),
+    "segment_position": edits.zero("segment_position"),
+    "reverse": edits.reverse(),
+    "shuffle": edits.shuffle(),
+    "one_frame": edits.repeat(0),
+    "image_queries": edits.zero("image_queries"),
+    "frame_tokens": edits.zero("frame_tokens"),
+    "video_prefix": edits.zero("video_prefix"),
+    "audio_features": edits.zero("audio_features"),
+    "segment_tokens": edits.zero("segment_tokens"),
+    "audio_prefix": edits.zero("audio_prefix"),
+    "question": edits.knockout("question"),
+}
+
+
+def ablations(names: Sequence[str]) -> dict[str, Edit]:
+    for name in names:
+        if name not in ABLATIONS:
+            raise VltError(f"no ablation {name!r}; {nearest(name, ABLATIONS)}; all: {', '.join(ABLATIONS)}")
+    return {name: ABLATIONS[name] for name in names}
+
+
+def sweep(
+    run: Trace,
+    variants: Mapping[str, Edit | Sequence[Edit]],
+    *,
+    candidates: Sequence[str] = (),
+    batch: int = BATCH,
+    keep: str | Path | None = None,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """What a run answers, and how likely it finds what it answered before, under each of many edits.
+
+    variants: name -> edit, or edits that are in force together (behind those of `run`). candidates: other answers to be
+    scored. batch: how many runs are computed together; more takes more memory. keep: a file (JSON lines) to which every
+    result is added as it comes; another call goes on from there.
+
+    Returns a table by name, the unedited run first: answer; same (as the unedited one's); logprob of the unedited
+    answer, its stop sign included; change of that; fired (how often the edits changed something); and the logprob of
+    every candidate. The numbers are those that `run.rerun` gives one by one.
+    """
+    if not variants or UNEDITED in variants:
+        raise VltError(f"give at least one variant, {{name: edits}}, none of them named {UNEDITED!r}")
+    asked: dict[str, list[Edit]] = {UNEDITED: []} | {name: as_list(found) for name, found in variants.items()}
+    runs = {name: run.edited(found) if found else run for name, found in asked.items()}  # all are checked before any runs
+    shelf = Shelf(Path(keep), run, candidates) if keep is not None else None
+    results: dict[str, dict[str, Any]] = {}
+    for name, found in asked.items():
+        if shelf is not None and (known := shelf.find(found)) is not None:
+            results[name] = known
+    todo = [name for name in asked if name not in results]
+    with tqdm(total=len(todo), desc="sweep", disable=not progress, leave=False) as bar, torch.no_grad():
+        for at in range(0, len(todo), batch):
+            names = todo[at : at + batch]
+            for name, result in zip(names, _batch(run, [runs[n] for n in names], candidates, batch), strict=True):
+                results[name] = result
+                if shelf is not None:
+                    shelf.add(asked[name], result)
+            for name in names:  # what this batch computed is in the results: its memory is free again
+                if runs[name] is not run:
+                    del runs[name]
+            bar.update(len(names))
+    return _table(results, asked, candidates)
+
+
+def _batch(run: Trace, runs: Sequence[Trace], candidates: Sequence[str], batch: int) -> list[dict[str, Any]]:
+    rows = [Row(r, ids) for r in runs for ids in (run.answer.ids, *(r.ids(text) for text in candidates))]
+    scores = language.score(rows, batch)
+    each = 1 + len(candidates)
+    first = scores[::each]
+    # where every token of the old answer is still the likeliest, a greedy answer is the old one: it need not be made
+    changed = [r for r, (_, same) in zip(runs, first, strict=True) if not same]
+    answers: dict[int, Answer] = {}
+    if changed:
+        made = language.generate(changed, run.setting.max_new_tokens, batch)
+        answers = {id(r): answer for r, answer in zip(changed, made, strict=True)}
+    out = []
+    for i, r in enumerate(runs):
+        if r is not run:
+            r.check_fired()
+        logprobs = [float(log.sum()) for log, _ in scores[i * each : (i + 1) * each]]
+        answer = answers.get(id(r), run.answer)
+        out.append({"answer": answer.text, "logprobs": logprobs, "fired": sum(r.fired.values()) if r is not run else 0})
+    return out
+
+
+def _table(results: Mapping[str, dict[str, Any]], asked: Mapping[str, Any], candidates: Sequence[str]) -> pd.DataFrame:
+    before = results[UNEDITED]
+    rows = []
+    for name in asked:
+        result = results[name]
+        log = result["logprobs"]
+        row = {"name": name, "answer": result["answer"], "same": result["answer"] == before["answer"], "logprob": log[0]}
+        row |= {"change": log[0] - before["logprobs"][0], "fired": result["fired"]}
+        rows.append(row | dict(zip(candidates, log[1:], strict=True)))
+    return pd.DataFrame(rows).set_index("name")
+
+
+class Shelf:
+    """Results on disk, one JSON line each, under a key of all that they hang on: model, clip, question, edits."""
+
+    def __init__(self, path: Path, run: Trace, candidates: Sequence[str]) -> None:
+        self.path = path
+        setting = run.setting
+        stat = setting.clip.path.stat()
+        file = [setting.clip.path.name, stat.st_size, stat.st_mtime_ns]
+        asked = [run.question, setting.history, setting.system, setting.n_frames, setting.coverage, setting.branches]
+        said = [run.answer.ids, list(candidates), setting.max_new_tokens]
+        self.base = json.dumps([_fingerprint(run.model), file, asked, said])
+        self.before = [edit.as_json() for edit in run.edits]
+        self.known: dict[str, dict[str, Any]] = {}
+        lines = path.read_bytes().split(b"\n") if path.exists() else [b""]
+        for number, line in enumerate(lines[:-1], start=1):  # an unfinished last line was cut off: it is made again
+            try:
+                row = json.loads(line)
+                self.known[row["key"]] = {key: row[key] for key in ("answer", "logprobs", "fired")}
+            except (ValueError, TypeError, KeyError) as error:
+                raise VltError(
+                    f"{path}, line {number}: not a result of a sweep ({first_line(error)}); name another file"
+                ) from error
+        if lines[-1]:
+            path.write_bytes(b"".join(line + b"\n" for line in lines[:-1]))
+
+    def _key(self, found: Sequence[Edit]) -> str:
+        whole = self.base + json.dumps(self.before + [edit.as_json() for edit in found], sort_keys=True)
+        return hashlib.sha256(whole.encode()).hexdigest()
+
+    def find(self, found: Sequence[Edit]) -> dict[str, Any] | None:
+        return self.known.get(self._key(found))
+
+    def add(self, found: Sequence[Edit], result: Mapping[str, Any]) -> None:
+        line = json.dumps({"key": self._key(found), "edits": [str(edit) for edit in found], **result})
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+        except OSError as error:
+            raise VltError(f"{self.path}: cannot be written ({error.strerror})") from error
+
+
+def _fingerprint(model: Any) -> str:
+    """Tells models apart: their sizes, and some numbers of every weight."""
+    digest = hashlib.sha256(model.config.to_json_string(use_diff=False).encode())
+    for name, weight in model.named_parameters():
+        digest.update(
+            f"{name}{tuple(weight.shape)}{weight.flatten()[:: max(weight.numel() // 64, 1)].float().tolist()}".encode()
+        )
+    return digest.hexdigest()
