@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from vlt.errors import VltError, nearest
 
@@ -126,6 +127,13 @@ class Axis:
 
     def _error(self, index: Any) -> VltError:
         return VltError(f"{self.name} {index!r} was asked for; there are {self.size}: 0 to {self.size - 1}")
+
+    def table(self) -> pd.DataFrame:
+        """All that is known of every place."""
+        return pd.DataFrame(self.coordinates, index=pd.RangeIndex(self.size, name=self.name))
+
+    def __repr__(self) -> str:
+        return f"Axis({self.name!r}, {self.size}: {', '.join(self.words)})"
 
     def coords(self, taken: np.ndarray | None = None, name: str | None = None) -> dict[str, tuple[str, np.ndarray]]:
         """For xarray: the axis' own numbers and its coordinates, at the places taken. name: of a second axis of the same

@@ -258,6 +258,14 @@ def loads(text: str) -> list[Edit]:
         raise VltError(f"edits cannot be read from this JSON ({first_line(error)}); `vlt.edits.dumps` writes them") from error
 
 
+def read(path: Path) -> list[Edit]:
+    """Edits from a JSON file."""
+    try:
+        return loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise VltError(f"{path}: {first_line(error)}") from error
+
+
 def _loaded(row: dict[str, Any]) -> Edit:
     unknown = set(row) - {"kind", "at", "where", "options", "sources"}
     if unknown:

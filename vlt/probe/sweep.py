@@ -50,6 +50,21 @@ def ablations(names: Sequence[str]) -> dict[str, Edit]:
     return {name: ABLATIONS[name] for name in names}
 
 
+def possible(run: Trace) -> dict[str, Edit]:
+    """The ablations that can be made of this run: those of branches that it has, and of more than one frame."""
+    frames = run.labels.of_stage("frames")[0].size if "video" in run.setting.branches else 0
+    out = {}
+    for name, edit in ABLATIONS.items():
+        if edit.kind == "reorder" and frames < 2:
+            continue
+        try:
+            run.edited(edit)
+        except VltError:  # this run has no such branch
+            continue
+        out[name] = edit
+    return out
+
+
 def sweep(
     run: Trace,
     variants: Mapping[str, Edit | Sequence[Edit]],

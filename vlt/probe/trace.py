@@ -111,6 +111,11 @@ class Trace:
             if applied.edit.kind == "ask":
                 self.question = applied.edit.options["question"]
 
+    def __repr__(self) -> str:
+        said = f" -> {self.answer.text!r}" if "answer" in self.__dict__ else ""
+        cut = f", edits: {', '.join(map(str, self.edits))}" if self.edits else ""
+        return f"Trace({self.clip.path.name!r}, {self.question!r}{said}{cut})"
+
     @property
     def clip(self) -> Clip:
         return self.setting.clip
@@ -244,7 +249,7 @@ class Trace:
         rows, head: which of them. columns: which; or a list of phrases, each of which becomes one column, the sum over
         its places. mean: over the heads. Only what is asked for is kept; `VltError` if that is more than `limit` bytes.
         """
-        wanted = [Wanted(self, site, rows, columns, head, mean) for site in match(name, self.sites, ("self", "cross"))]
+        wanted = self._wanted(name, rows, columns, head, mean)
         if (size := sum(w.n_bytes for w in wanted)) > limit:
             raise VltError(
                 f"{name!r}: {size / 2**20:,.1f} MiB of attention would be kept, the limit is {limit / 2**20:,.1f} MiB; "
@@ -254,6 +259,21 @@ class Trace:
             self.observe({w.site.name: w.keep for w in wanted})
         arrays = {w.site.name: w.array() for w in wanted}
         return arrays if is_pattern(name) else arrays[name]
+
+    def attention_bytes(
+        self,
+        name: str,
+        *,
+        rows: Index | None = None,
+        columns: Index | Sequence[str] | None = None,
+        head: Index | None = None,
+        mean: bool = False,
+    ) -> int:
+        """What `attention` would keep, in bytes; nothing is run."""
+        return sum(w.n_bytes for w in self._wanted(name, rows, columns, head, mean))
+
+    def _wanted(self, name: str, *asked: Any) -> list[Wanted]:
+        return [Wanted(self, site, *asked) for site in match(name, self.sites, ("self", "cross"))]
 
     def stages(self) -> pd.DataFrame:
         """Every stage of this run: its axes, its shape, and the seconds that it took (0: shared with the unedited run)."""
