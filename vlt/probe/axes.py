@@ -16,8 +16,8 @@ import pandas as pd
 
 from vlt.errors import VltError, nearest
 
-# What may stand for places on an axis: one, several, a range (also as "2:5"), or a phrase.
-Index = int | Sequence[int] | slice | range | str
+# What may stand for places on an axis: one, several, a range (also as "2:5"), a phrase, or several.
+Index = int | Sequence[int] | Sequence[str] | slice | range | str
 
 _PHRASE = re.compile(r"(?P<word>[a-z][a-z ]*?)(?:\s+(?P<a>\d+(?:\.\d+)?)(?:\s*-\s*(?P<b>\d+(?:\.\d+)?))?\s*(?P<unit>s)?)?")
 _RANGE = re.compile(r"(\d*):(\d*)")
@@ -57,7 +57,7 @@ class Axis:
 
         index: a number; a list of numbers; a slice, range or "2:5" (without its end); or a phrase of one of the axis'
         words, alone ("audio"), with a number ("frame 3"), with both ends of a range of numbers ("frame 2-4"), or with
-        seconds ("audio 0-2s": whatever overlaps them). Raises `VltError` where nothing is meant.
+        seconds ("audio 0-2s": whatever overlaps them); or a list of phrases. Raises `VltError` where nothing is meant.
         """
         if isinstance(index, str):
             found = self._slice(index) if _RANGE.fullmatch(index.strip()) else self._phrase(index)
@@ -67,6 +67,8 @@ class Axis:
             found = np.arange(self.size)[slice(index.start, index.stop, index.step)]
             if isinstance(index, range) and len(found) != len(index):
                 raise self._error(index)
+        elif not isinstance(index, int | np.integer) and len(index) and all(isinstance(i, str) for i in index):
+            found = np.unique(np.concatenate([self.find(i) for i in index]))
         else:
             numbers = [index] if isinstance(index, int | np.integer) else list(index)
             if not all(isinstance(n, int | np.integer) and not isinstance(n, bool) and 0 <= n < self.size for n in numbers):
@@ -135,14 +137,10 @@ class Axis:
     def __repr__(self) -> str:
         return f"Axis({self.name!r}, {self.size}: {', '.join(self.words)})"
 
-    def coords(self, taken: np.ndarray | None = None, name: str | None = None) -> dict[str, tuple[str, np.ndarray]]:
-        """For xarray: the axis' own numbers and its coordinates, at the places taken. name: of a second axis of the same
-        kind, whose coordinates get its name's first word in front."""
+    def coords(self, taken: np.ndarray | None = None) -> dict[str, np.ndarray]:
+        """The axis' own numbers and its coordinates, at the places taken."""
         places = np.arange(self.size) if taken is None else taken
-        dim = name or self.name
-        prefix = "" if name is None else f"{name.removesuffix(self.name)}"
-        out = {dim: (dim, places)}
-        return out | {prefix + key: (dim, value[places]) for key, value in self.coordinates.items()}
+        return {self.name: places} | {key: value[places] for key, value in self.coordinates.items()}
 
 
 def plain(name: str, size: int) -> Axis:

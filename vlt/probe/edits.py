@@ -45,19 +45,45 @@ AT_LANGUAGE_MODEL = "language_model.*.self"
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Another run that an edit takes values from: a clip and a question, as `vlt.trace` takes them."""
+    """Another run that an edit takes values from. clip: its file. question: "" means that of the run that is edited.
+    options: the other arguments of `vlt.trace`; None means those of the run that is edited. live: the run, where there
+    is one already."""
 
     clip: str
-    question: str
+    question: str = ""
+    options: Mapping[str, Any] | None = dataclasses.field(default=None, hash=False)
     live: Trace | None = dataclasses.field(default=None, repr=False, compare=False)
 
     @classmethod
     def of(cls, other: Any) -> Source:
         if isinstance(other, Clip):
-            return cls(str(other.path), "")
-        if hasattr(other, "tokens") and hasattr(other, "rerun"):
-            return cls(str(other.clip.path), other.question, other)
+            return cls(str(other.path))
+        if hasattr(other, "rerun"):
+            return cls(str(other.clip.path), other.question, other.setting.options(), other)
         raise VltError(f"values are taken from a Trace or a Clip, not from a {type(other).__name__}")
+
+    def as_json(self) -> dict[str, Any]:
+        options = {} if self.options is None else {"options": dict(self.options)}
+        return {"clip": self.clip, "question": self.question, **options}
+
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any]) -> Source:
+        options = row.get("options")
+        if options is not None:
+            if unknown := set(options) - set(_TRACING):
+                raise VltError(f"a source has no option {unknown.pop()!r}; it has {', '.join(_TRACING)}")
+            options = {name: _TRACING[name](value) for name, value in options.items()}
+        return cls(str(row["clip"]), str(row["question"]), options)
+
+
+# Options of a run that are saved with a source -> what makes them of JSON.
+_TRACING: dict[str, Callable[[Any], Any]] = {
+    "branches": lambda value: tuple(str(v) for v in value),
+    "n_frames": lambda value: None if value is None else int(value),
+    "coverage": str,
+    "history": lambda value: tuple((str(q), str(a)) for q, a in value),
+    "system": lambda value: None if value is None else str(value),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +118,7 @@ class Edit:
             "at": self.at,
             **({"where": dict(self.where)} if self.where else {}),
             **({"options": dict(self.options)} if self.options else {}),
-            **({"sources": [{"clip": s.clip, "question": s.question} for s in self.sources]} if self.sources else {}),
+            **({"sources": [source.as_json() for source in self.sources]} if self.sources else {}),
         }
 
 
@@ -273,7 +299,7 @@ def _loaded(row: dict[str, Any]) -> Edit:
     kind, at = row["kind"], row["at"]
     if kind not in KINDS or kind == "custom":
         raise VltError(f"no kind of edit {kind!r} in JSON; {nearest(str(kind), [k for k in KINDS if k != 'custom'])}")
-    sources = tuple(Source(str(s["clip"]), str(s["question"])) for s in row.get("sources", []))
+    sources = tuple(Source.from_json(source) for source in row.get("sources", []))
     options = dict(row.get("options", {}))
     _check_options(kind, options, sources)
     where = {str(k): _plain(v) for k, v in row.get("where", {}).items()}

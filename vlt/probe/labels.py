@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -101,16 +101,21 @@ def _python(axis: str) -> str:
 def labelled(
     value: Tensor, of: Sequence[Axis], name: str, places: Sequence[np.ndarray | None] | None = None, attrs: dict | None = None
 ) -> xr.DataArray:
-    """A tensor as float32 numbers on the CPU, its axes named. places: those taken of each axis. The second of two axes
-    of one name is `<name>_seen`."""
+    """A tensor as float32 numbers on the CPU, its axes named. places: those taken of each axis. Where two axes (what looks,
+    and what is looked at) have a name or a coordinate in common, the second's ends in "_seen"."""
     dims: list[str] = []
     coords: dict[str, tuple[str, np.ndarray]] = {}
     for axis, taken in zip(of, places or [None] * len(of), strict=True):
-        again = f"{axis.name}_seen" if axis.name in dims else None
-        dims.append(again or axis.name)
-        coords |= axis.coords(taken, again)
+        dim = _free(axis.name, dims)
+        dims.append(dim)
+        for key, known in axis.coords(taken).items():
+            coords[dim if key == axis.name else _free(key, coords)] = (dim, known)
     numbers = value.detach().to("cpu", torch.float32 if value.is_floating_point() else value.dtype, copy=True)
     return xr.DataArray(numbers.numpy(), dims=dims, coords=coords, name=name, attrs=attrs or {})
+
+
+def _free(name: str, taken: Container[str]) -> str:
+    return f"{name}_seen" if name in taken else name
 
 
 class Heard(Watcher):

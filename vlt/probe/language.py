@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from vlt.errors import VltError
+from vlt.inputs import prompt as prompts
 from vlt.inputs.prompt import Prompt
 from vlt.model.answer import MAX_NEW_TOKENS, Answer
 from vlt.model.video_llama import VideoLlama
@@ -25,6 +26,9 @@ from vlt.probe.sites import Site
 
 if TYPE_CHECKING:
     from vlt.probe.trace import Trace
+
+
+_MARK = "\0"  # stands for the question
 
 
 def token_axis(model: VideoLlama, prompt: Prompt, question: str, answer: Sequence[int], unknown: int = 0) -> Axis:
@@ -41,8 +45,8 @@ def token_axis(model: VideoLlama, prompt: Prompt, question: str, answer: Sequenc
             queries += list(range(n))
             continue
         pieces = model.pieces(part)
-        if found := _within(pieces, question):
-            asked = [len(words) + i for i in found]  # the last that fits: earlier turns may have asked the same
+        if part is prompt.parts[-1]:
+            asked = [len(words) + i for i in _question(pieces, question, model.config.template)]
         words += pieces
         kinds += ["text"] * len(part)
         queries += [-1] * len(part)
@@ -52,15 +56,19 @@ def token_axis(model: VideoLlama, prompt: Prompt, question: str, answer: Sequenc
     return axes.token(words, kinds + ["text"] * rest, queries + [-1] * rest, asked, begin)
 
 
-def _within(pieces: Sequence[str], text: str) -> list[int]:
-    """The pieces that hold the last occurrence of a text, white space aside."""
+def _question(pieces: Sequence[str], question: str, template: str) -> list[int]:
+    """The pieces of a prompt's last text that hold the question: it stands before what ends every prompt. White space
+    is passed over, as tokenizers are free with it."""
+    end = prompts.template(template).chat([((_MARK,), None)])[-1]
+    assert isinstance(end, str)
     bare = ["".join(piece.split()) for piece in pieces]
-    start = "".join(bare).rfind("".join(text.split()))
-    if start < 0:
-        return []
-    stop, at, found = start + len("".join(text.split())), 0, []
+    asked, behind = "".join(question.split()), "".join(end.split(_MARK)[1].split())
+    start = len("".join(bare)) - len(asked) - len(behind)
+    if "".join(bare)[start:] != asked + behind:
+        raise VltError(f"the question {question!r} is not found among the prompt's tokens: {' | '.join(pieces)}")
+    at, found = 0, []
     for i, piece in enumerate(bare):
-        if piece and at < stop and at + len(piece) > start:
+        if piece and at < start + len(asked) and at + len(piece) > start:
             found.append(i)
         at += len(piece)
     return found

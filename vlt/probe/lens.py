@@ -67,7 +67,11 @@ def _readings(run: Trace, tokens: Index, layers: Index) -> tuple[Tensor, dict[st
     head: Any = run.model.language_model.get_output_embeddings()
     log = torch.stack([head(decoder.norm(residual[i])).float().log_softmax(-1).cpu() for i in at])
     coords: dict[str, Any] = {"layer": at}
-    return log, coords | run.tokens.coords(places)
+    return log, coords | _labels(run, places)
+
+
+def _labels(run: Trace, places: np.ndarray) -> dict[str, Any]:
+    return {key: ("token", value) for key, value in run.tokens.coords(places).items()}
 
 
 def _layers(layers: Index, count: int) -> list[int]:
@@ -107,5 +111,5 @@ def nearest_words(run: Trace, tokens: Index = "all", k: int = 5) -> xr.Dataset:
     coords: dict[str, Any] = {"rank": np.arange(k)}
     dims = ["token", "rank"]
     return xr.Dataset(
-        {"nearest": (dims, _words(run, top.indices)), "cosine": (dims, top.values.numpy())}, coords | run.tokens.coords(places)
+        {"nearest": (dims, _words(run, top.indices)), "cosine": (dims, top.values.numpy())}, coords | _labels(run, places)
     )

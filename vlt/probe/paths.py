@@ -24,6 +24,7 @@ from torch import Tensor
 from vlt.errors import VltError, nearest
 from vlt.probe import language
 from vlt.probe.attention import Call, Keep, Tap, Watcher
+from vlt.probe.axes import Axis
 from vlt.probe.labels import labelled
 from vlt.probe.sites import Site
 from vlt.probe.trace import LIMIT, Trace
@@ -213,8 +214,12 @@ def _video(run: Trace, heat: Tensor, found: dict[str, Flow]) -> dict[str, xr.Dat
     grid = on_patches.view(frames, side, side).detach().cpu().numpy()
     return {
         "frame_tokens": labelled(on_tokens, [frame, query], "frame_tokens"),
-        "video": xr.DataArray(grid, dims=["frame", "patch_row", "patch_column"], coords=frame.coords(), name="video"),
+        "video": xr.DataArray(grid, dims=["frame", "patch_row", "patch_column"], coords=_of("frame", frame), name="video"),
     }
+
+
+def _of(dim: str, axis: Axis) -> dict[str, Any]:
+    return {key: (dim, value) for key, value in axis.coords().items()}
 
 
 def _audio(run: Trace, heat: Tensor, found: dict[str, Flow]) -> dict[str, xr.DataArray]:
@@ -226,7 +231,7 @@ def _audio(run: Trace, heat: Tensor, found: dict[str, Flow]) -> dict[str, xr.Dat
     places = run.axes_of("imagebind.0")[1].coordinates
     rows, columns = (int(places[k].max()) + 1 for k in ("patch_row", "patch_column"))
     hz = [places[k][1:].reshape(rows, columns)[:, 0] for k in ("hz_low", "hz_high")]
-    coords = segment.coords() | {
+    coords: dict[str, Any] = _of("segment", segment) | {
         "hz_low": ("mel_row", hz[0]),
         "hz_high": ("mel_row", hz[1]),
         "segment_seconds": ("time_column", places["segment_seconds"][1:].reshape(rows, columns)[0]),

@@ -48,6 +48,8 @@ def trace(
     answer: by default what the model says (greedily); or a text, whose tokens are then read and scored as if it had
     said that. The rest as for `VideoLlama.answer`.
     """
+    if any(module.training for module in model.modules()):
+        raise VltError("the model is being trained: call model.eval() before it is looked into")
     given, chosen = model.inputs(clip, branches, n_frames, coverage)
     setting = Setting(clip, chosen, n_frames, coverage or model.config.coverage, tuple(history), system, max_new_tokens)
     run = Trace(model, setting, question, {name: value for name, (value, _) in given.items()}, answer)
@@ -66,6 +68,12 @@ class Setting:
     history: tuple[tuple[str, str], ...]
     system: str | None
     max_new_tokens: int
+
+    def options(self) -> dict[str, Any]:
+        """As `trace` takes them."""
+        coverage = self.coverage if "audio" in self.branches else None
+        rest = {"n_frames": self.n_frames, "coverage": coverage, "history": self.history, "system": self.system}
+        return {"branches": self.branches, **rest}
 
     def labels(self, model: VideoLlama) -> Labels:
         bounds = self.clip.segments(model.config.max_segments, self.coverage) if "audio" in self.branches else []
@@ -344,7 +352,11 @@ class Trace:
         if of.live is not None:
             return of.live
         if of not in self.sources:
-            s, clip = self.setting, Clip(of.clip)
-            frames = s.n_frames if clip.kind == "video" else None
-            self.sources[of] = trace(self.model, clip, of.question or self.question, n_frames=frames)
+            clip = Clip(of.clip)
+            options = self.setting.options() if of.options is None else dict(of.options)
+            if of.options is None:  # what of them a clip of another kind has no use for
+                options["branches"] = [b for b in self.model.usable(clip) if b in self.setting.branches]
+                options["n_frames"] = options["n_frames"] if "video" in options["branches"] else None
+                options["coverage"] = options["coverage"] if "audio" in options["branches"] else None
+            self.sources[of] = trace(self.model, clip, of.question or self.question, **options)
         return self.sources[of]
