@@ -130,7 +130,7 @@ def silence(n_times: int) -> Tensor:
     """The spectrogram of two seconds of digital silence [1, 1, mel, time]."""
     samples = audio.SEGMENT_SECONDS * audio.SAMPLE_RATE
     return audio.spectrograms_of_waveform(
-        torch.zeros(1, samples), audio.SAMPLE_RATE, audio.segment_bounds(audio.SEGMENT_SECONDS, 1), n_times
+        torch.zeros(1, samples), audio.SAMPLE_RATE, audio.segment_bounds(float(audio.SEGMENT_SECONDS), 1), n_times
     )
 
 
