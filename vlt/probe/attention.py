@@ -24,7 +24,7 @@ from transformers.masking_utils import sdpa_mask
 from vlt.errors import VltError
 
 NAME = "vlt"
-ROWS_AT_ONCE = 2**26  # bytes of scores that are formed at a time where no gradient is asked for
+AT_ONCE = 2**26  # bytes of scores that are formed at a time where no gradient is asked for
 
 
 class Call:
@@ -133,12 +133,15 @@ class Keep(Watcher):
             if torch.is_grad_enabled() and not self.kept.requires_grad:  # nothing before it does: queries, to begin with
                 self.kept.requires_grad_()
             return
-        n = call.query.shape[2]
-        rows = torch.arange(n, device=call.query.device) if self.rows is None else self.rows.to(call.query.device)
-        heads = slice(None) if self.heads is None else self.heads.to(call.query.device)
-        one = call.query.shape[0] * call.query[:, heads].shape[1] * call.key.shape[2] * 4
-        step = len(rows) if torch.is_grad_enabled() else max(ROWS_AT_ONCE // one, 1)
-        pieces = [self._reduced(call.probabilities(part, heads)) for part in rows.split(max(step, 1))]
+        device, heads = call.query.device, slice(None) if self.heads is None else self.heads.to(call.query.device)
+        count = call.query.shape[2] if self.rows is None else len(self.rows)
+        one = 4 * call.query.shape[0] * call.query[:, heads].shape[1] * call.key.shape[2]  # bytes of a row
+        step = count if torch.is_grad_enabled() else max(AT_ONCE // one, 1)
+        if self.rows is None and step >= count:
+            self.kept = self._reduced(call.probabilities(slice(None), heads))
+            return
+        rows = torch.arange(count, device=device) if self.rows is None else self.rows.to(device)
+        pieces = [self._reduced(call.probabilities(part, heads)) for part in rows.split(step)]
         self.kept = torch.cat(pieces, dim=2)
 
     def _reduced(self, p: Tensor) -> Tensor:

@@ -145,7 +145,9 @@ class Wanted:
         at_columns = column_axis.find("all" if columns is None else columns) if self.groups is None else None
         single = at_columns is not None and columns is not None
         sets = [torch.as_tensor([c]) for c in at_columns] if single else [torch.as_tensor(e) for e in each]  # type: ignore[union-attr]
-        self.keep = Keep(torch.as_tensor(at_rows), torch.as_tensor(at_heads), sets or None, mean)
+        only_rows = None if rows is None else torch.as_tensor(at_rows)
+        only_heads = None if head is None else torch.as_tensor(at_heads)
+        self.keep = Keep(only_rows, only_heads, sets or None, mean)
         self.axes = [*inner, *([] if mean else [heads]), row_axis, column_axis]
         self.places = [*[None] * len(inner), *([] if mean else [at_heads]), at_rows, at_columns]
         n_columns = len(self.groups) if self.groups is not None else len(at_columns)  # type: ignore[arg-type]

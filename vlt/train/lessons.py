@@ -27,6 +27,9 @@ INDICES = video.uniform_indices(
 )  # the frames that are sampled from the world's files
 SAMPLED = prompts.frame_times(INDICES.tolist(), float(world.FPS))
 
+# Kinds of question that are learnt slowly, and so many times more often asked.
+SLOW = {"motion": 4.0, "how often": 2.0, "when": 2.0}
+
 Lessoner = Callable[[Scene, np.random.Generator], Lesson]
 
 
@@ -110,7 +113,9 @@ def instruction(branch: str) -> Lessoner:
             asked = talk.about(made, draw)
         elif branch == "video" and draw.random() < 0.1:
             asked = talk.absent(made, draw)
-        chosen = [talk.reworded(asked[i], draw) for i in draw.permutation(len(asked))[: int(draw.integers(1, 4))]]
+        weight = np.array([SLOW.get(t.kind, 1.0) for t in asked])
+        order = draw.choice(len(asked), int(draw.integers(1, 4)), replace=False, p=weight / weight.sum())
+        chosen = [talk.reworded(asked[i], draw) for i in order]
         question = chosen[0].question
         if way == "training":
             first: Text = ("<Video>", Slot(branch), f"</Video> {SAMPLED}{question}")
