@@ -74,28 +74,44 @@ def _question(pieces: Sequence[str], question: str, template: str) -> list[int]:
     return found
 
 
+def token_of(model: VideoLlama, word: str) -> int:
+    """The one token that says a word inside a text."""
+    for text in (f" {word.strip()}", word.strip()):
+        ids = model.tokenizer.encode(text, add_special_tokens=False)
+        ids = [i for i in ids if model.pieces([i])[0].strip()]
+        if len(ids) == 1 and model.pieces(ids)[0].strip() == word.strip():
+            return int(ids[0])
+    raise VltError(f"{word!r} is not one token of this model: {' | '.join(model.pieces(ids))}; words of one token can be read")
+
+
 @dataclasses.dataclass
 class Row:
-    """One row for the language model: a run, and the ids that stand behind its prompt. axis: its tokens'; while an
-    answer is being made, with as many places as it may get."""
+    """One row for the language model: a run, and the ids that stand behind its prompt. unknown: places of an answer that
+    is yet to be made. given: its embeddings [token, LLM width], where they are there already. known: what its tokens are,
+    likewise."""
 
     run: Trace
     ids: tuple[int, ...] = ()
     unknown: int = 0
+    given: Tensor | None = None
+    known: dataclasses.InitVar[Axis | None] = None
 
-    def __post_init__(self) -> None:
-        self.prompt = self.run.prompt.followed_by(self.ids) if self.ids else self.run.prompt
-        self.axis = token_axis(self.run.model, self.run.prompt, self.run.question, self.ids, self.unknown)
+    def __post_init__(self, known: Axis | None) -> None:
+        run = self.run
+        self.prompt = run.prompt.followed_by(self.ids) if self.ids else run.prompt
+        self.axis = known or token_axis(run.model, run.prompt, run.question, self.ids, self.unknown)
         self.begin = self.run.model.length(self.run.prompt)
 
     def prefix(self) -> Tensor:
         """The embeddings [token, LLM width], with the edits that stand there."""
         run = self.run
+        if self.given is not None:
+            return self.given
         soft = {f"{branch}_prefix": run.values[f"{branch}_prefix"] for branch in set(self.prompt.branches)}
         value = run.model.run({"prompt": [self.prompt], **soft}, ["prefix"])["prefix"][0]
         for applied in run.applied:
             if applied.stage == "prefix":
-                tokens = dataclasses.replace(self, unknown=0).axis  # those that are there
+                tokens = Row(run, self.ids).axis if self.unknown else self.axis  # those that are there
                 value = edited(run, applied, value, [tokens, axes.plain("llm_width", value.shape[1])], "prefix")
         return value
 
@@ -146,6 +162,7 @@ def _batched(rows: Sequence[Row]) -> tuple[Tensor, Tensor, Steps]:
 
 def encode(rows: Sequence[Row], batch: int = BATCH) -> None:
     """The soft tokens that these rows have places for."""
+    rows = [row for row in rows if row.given is None]
     for branch in ("video", "audio"):
         compute(list({id(r.run): r.run for r in rows if branch in r.prompt.branches}.values()), f"{branch}_prefix", batch)
 

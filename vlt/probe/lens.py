@@ -11,6 +11,7 @@ import xarray as xr
 from torch import Tensor
 
 from vlt.errors import VltError
+from vlt.probe import language
 from vlt.probe.axes import Index
 from vlt.probe.trace import Trace
 
@@ -35,14 +36,7 @@ def lens(run: Trace, tokens: Index = "answering", layers: Index = "all", k: int 
 
 def lens_of(run: Trace, words: Sequence[str], tokens: Index = "answering", layers: Index = "all") -> xr.DataArray:
     """The same for given words, each of one token (as it stands inside an answer): log p [layer, token, target]."""
-    tokenizer = run.model.tokenizer
-    ids = []
-    for word in words:
-        found = tokenizer.encode(f" {word.strip()}", add_special_tokens=False)
-        found = [i for i in found if run.model.pieces([i])[0].strip()] or found
-        if len(found) != 1:
-            raise VltError(f"{word!r} is {len(found)} tokens of this model; the lens reads words of one token")
-        ids.append(found[0])
+    ids = [language.token_of(run.model, word) for word in words]
     log, coords = _readings(run, tokens, layers)
     return xr.DataArray(
         log[..., ids].numpy(),

@@ -129,21 +129,9 @@ def flows(run: Trace, parts: Sequence[str], method: str, word: int | str = 0, li
     return found
 
 
-def place_of(run: Trace, word: int | str) -> int:
-    """Which token of the answer is meant: its number, or the first that says this word."""
-    said = [piece.strip() for piece in run.answer.tokens]
-    if isinstance(word, str):
-        if word.strip() not in said:
-            raise VltError(f"the answer has no word {word!r}; it has {', '.join(said)}")
-        return said.index(word.strip())
-    if not 0 <= word < len(said):
-        raise VltError(f"word {word} was asked for; the answer has {len(said)} tokens: {', '.join(said)}")
-    return word
-
-
 def _weighted(run: Trace, wanted: Sequence[Site], word: int | str, limit: int) -> list[tuple[Site, Tensor]]:
     """(site, mean over heads of (dA * A)+ [b, row, column]) in the order of the data, from one pass and its gradient."""
-    at = place_of(run, word)
+    at = run.word(word)
     size = sum(2 * 4 * _count(run, site) for site in wanted)
     if size > limit:
         raise VltError(
@@ -189,7 +177,7 @@ def path(run: Trace, word: int | str = 0, method: str = "relevance", limit: int 
     branches = [b for b in ("video", "audio") if b in run.prompt.branches]
     parts = ["language_model", *(part for branch in branches for part in WAYS[branch])]
     found = flows(run, parts, method, word, limit)
-    at = place_of(run, word)
+    at = run.word(word)
     own = found["language_model"].own
     assert own is not None
     place = run.row.begin - 1 + at

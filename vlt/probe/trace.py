@@ -173,6 +173,15 @@ class Trace:
         """This run's row for the language model."""
         return Row(self, self.answer.ids)
 
+    def word(self, word: int | str) -> int:
+        """Which token of the answer is meant: its number, or the first that says this."""
+        said = [piece.strip() for piece in self.answer.tokens]
+        if isinstance(word, str) and word.strip() in said:
+            return said.index(word.strip())
+        if isinstance(word, int) and not isinstance(word, bool) and 0 <= word < len(said):
+            return word
+        raise VltError(f"the answer has no word {word!r}; its tokens are 0 to {len(said) - 1}: {' | '.join(said)}")
+
     @cached_property
     def logprobs(self) -> xr.DataArray:
         """log p(token | those before it) of every token of the answer [token] float32, natural logarithm."""
