@@ -163,6 +163,6 @@ class Wanted:
         if self.groups is None:
             return labelled(value, self.axes, self.site.name, self.places, attrs)
         out = labelled(
-            value, [*self.axes[:-1], axes.plain("group", len(self.groups))], self.site.name, [*self.places[:-1], None]
+            value, [*self.axes[:-1], axes.plain("seen", len(self.groups))], self.site.name, [*self.places[:-1], None]
         )
-        return out.assign_coords(group=[str(g) for g in self.groups]).assign_attrs(attrs)
+        return out.assign_coords(seen=[str(g) for g in self.groups]).assign_attrs(attrs)

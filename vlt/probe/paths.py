@@ -188,7 +188,9 @@ def path(run: Trace, word: int | str = 0, method: str = "relevance", limit: int 
     for branch in branches:
         heat = tokens[torch.as_tensor(run.tokens.find(branch))]
         out |= _video(run, heat, found) if branch == "video" else _audio(run, heat, found)
-    return xr.Dataset(out, attrs={"word": run.answer.tokens[at], "method": method})
+    for array in out.values():
+        array.attrs["long_name"] = f"{method} for {run.answer.tokens[at].strip()!r}"
+    return xr.Dataset(out, attrs={"word": run.answer.tokens[at], "token": place + 1, "method": method})
 
 
 def _video(run: Trace, heat: Tensor, found: dict[str, Flow]) -> dict[str, xr.DataArray]:
