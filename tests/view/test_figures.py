@@ -164,7 +164,7 @@ def test_numbers_below_zero_get_purple_and_orange(run: Trace, found: xr.Dataset)
 def test_heat_over_sound(run: Trace, found: xr.Dataset) -> None:
     figure = figures.over_sound(run, found.audio, "relevance")
     said = check_looks(figure)
-    assert {"time in the sound (s)", "frequency\n(Hz)", "power (dB)", "1000", "7000"} <= set(said)
+    assert {"time (s)", "frequency\n(Hz)", "power (dB)", "1000", "7000"} <= set(said)
     heat = [i for a in figure.axes for i in a.images if i.cmap.name == "cividis" and i.get_array().ndim == 2]
     np.testing.assert_array_equal(np.stack([i.get_array() for i in heat]), found.audio.values)
     for i, (start, end) in zip(heat, zip(found.start.values, found.end.values, strict=True), strict=True):

@@ -27,7 +27,7 @@ def select(axes: Sequence[Axis], where: Mapping[str, Any], what: str) -> Selecti
             if key == axis.name:
                 found = axis.find(index)
             elif key in axis.coordinates:
-                found = axis.find(index) if isinstance(index, str) and ":" not in index else _by_coordinate(axis, key, index)
+                found = _by_coordinate(axis, key, index)
             else:
                 continue
             before = out[i]
@@ -43,11 +43,20 @@ def select(axes: Sequence[Axis], where: Mapping[str, Any], what: str) -> Selecti
 
 def _by_coordinate(axis: Axis, key: str, index: Any) -> np.ndarray:
     values = axis.coordinates[key]
+    if isinstance(index, str) and (values == index).any():
+        return np.flatnonzero(values == index)
+    if isinstance(index, str) and (":" not in index or values.dtype == object):
+        return axis.find(index)
     if isinstance(index, str):
         start, _, stop = index.partition(":")
-        low, high = float(start or 0), float(stop) if stop else np.inf
+        try:
+            low, high = float(start or 0), float(stop) if stop else np.inf
+        except ValueError as error:
+            raise VltError(f"{key} {index!r} is not understood; say a number, a list, or a range such as '2:5'") from error
         found = np.flatnonzero((values >= low) & (values < high))
     else:
+        if not isinstance(index, int | float | list | tuple):
+            raise VltError(f"{key} {index!r} is not understood; say a number, a list, or a range such as '2:5'")
         wanted = [index] if isinstance(index, int | float) else list(index)
         if lacking := [w for w in wanted if not (values == w).any()]:
             raise VltError(
@@ -118,10 +127,12 @@ def _resample(edit: Edit, old: Tensor, sourced: Sourced, run: Any) -> Tensor:
 
 def _custom(edit: Edit, old: Tensor, sourced: Sourced, run: Any) -> Tensor:
     with unwatched():
-        return edit.options["function"](old)
+        return edit.options["function"](old.clone())  # it may work in place
 
 
 def _mute(edit: Edit, old: Tensor, sourced: Sourced, run: Any) -> Tensor:
+    if old.shape[1:] != run.given["spectrograms"].shape[2:]:
+        raise VltError(f"{edit}: whole segments are muted; scale or zero parts of a spectrogram")
     return silence(old.shape[-1]).to(old).expand_as(old).clone()
 
 
@@ -136,6 +147,8 @@ def silence(n_times: int) -> Tensor:
 
 def _shift(edit: Edit, old: Tensor, sourced: Sourced, run: Any) -> Tensor:
     clip, delay = run.clip, edit.options["seconds"]
+    if not torch.equal(old, run.given["spectrograms"][0].to(old)):
+        raise VltError(f"{edit}: moves the sound as it is in the file; put it before other edits of the sound")
     return audio.spectrograms_of_file(clip.path, clip.sound, run.labels.bounds, old.shape[-1], delay).to(old)
 
 

@@ -233,7 +233,7 @@ class Tap:
     """A context in which a model is watched. Only runs inside it, in the same thread, are seen.
 
     attentions: attention module -> its watchers. outputs: module -> functions of its output, in order; what one returns
-    takes its place (None: it stays).
+    takes its place (None: it stays). inputs: module -> what is told its named arguments before it runs.
     """
 
     def __init__(
@@ -241,13 +241,16 @@ class Tap:
         model: nn.Module,
         attentions: Mapping[nn.Module, Sequence[Watcher]] | None = None,
         outputs: Mapping[nn.Module, Sequence[Callable[[Tensor], Tensor | None]]] | None = None,
+        inputs: Mapping[nn.Module, Callable[[Mapping[str, Any]], None]] | None = None,
     ) -> None:
         self.model = model
         self.attentions = dict(attentions or {})
         self.outputs = dict(outputs or {})
+        self.inputs = dict(inputs or {})
 
     def __enter__(self) -> Tap:
         self._handles = [m.register_forward_hook(self._hook(f)) for m, found in self.outputs.items() for f in found]
+        self._handles += [m.register_forward_pre_hook(self._before(f), with_kwargs=True) for m, f in self.inputs.items()]
         if self.attentions:
             _switch_on(self.model)
         self._token = _open.set((*_open.get(), self))
@@ -259,6 +262,13 @@ class Tap:
             _switch_off(self.model)
         for handle in self._handles:
             handle.remove()
+
+    def _before(self, told: Callable[[Mapping[str, Any]], None]) -> Callable[..., None]:
+        def hook(module: nn.Module, arguments: Any, named: Mapping[str, Any]) -> None:
+            if self in _open.get():
+                told(named)
+
+        return hook
 
     def _hook(self, change: Callable[[Tensor], Tensor | None]) -> Callable[..., Any]:
         def hook(module: nn.Module, inputs: Any, output: Any) -> Any:

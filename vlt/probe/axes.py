@@ -67,6 +67,8 @@ class Axis:
             found = np.arange(self.size)[slice(index.start, index.stop, index.step)]
             if isinstance(index, range) and len(found) != len(index):
                 raise self._error(index)
+        elif not isinstance(index, int | np.integer | np.ndarray | Sequence):
+            raise VltError(f"{self.name} {index!r} is not understood; say {self._known()}")
         elif not isinstance(index, int | np.integer) and len(index) and all(isinstance(i, str) for i in index):
             found = np.unique(np.concatenate([self.find(i) for i in index]))
         else:
@@ -93,11 +95,12 @@ class Axis:
         if match is None:
             raise VltError(f"{text!r} is not understood; say {self._known()}")
         name, a, b, unit = match["word"], match["a"], match["b"], match["unit"]
+        name = name if name in self.words else name.removesuffix("s")
         if reason := self.elsewhere.get(f"{name} s" if unit else name):
             raise VltError(f"{text!r}: {reason}")
-        word = self.words.get(name) or self.words.get(name.removesuffix("s"))
+        word = self.words.get(name)
         if word is None:
-            raise VltError(f"the axis {self.name!r} has no {name!r}; {nearest(name, self.words)}; say {self._known()}")
+            raise VltError(f"the axis {self.name!r} has no {match['word']!r}; {nearest(name, self.words)}; say {self._known()}")
         if a is None:
             where = word.where
         elif unit:

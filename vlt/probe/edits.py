@@ -80,7 +80,7 @@ class Source:
 _TRACING: dict[str, Callable[[Any], Any]] = {
     "branches": lambda value: tuple(str(v) for v in value),
     "n_frames": lambda value: None if value is None else int(value),
-    "coverage": str,
+    "coverage": lambda value: None if value is None else str(value),
     "history": lambda value: tuple((str(q), str(a)) for q, a in value),
     "system": lambda value: None if value is None else str(value),
 }
@@ -125,6 +125,7 @@ class Edit:
 def _edit(kind: str, at: str, where: Mapping[str, Any], sources: Sequence[Any] = (), **options: Any) -> Edit:
     if not isinstance(at, str):
         raise VltError(f"{kind}: a place is named by a string, not by {at!r}")
+    _check_numbers(kind, options)
     return Edit(kind, at, {k: _plain(v) for k, v in where.items()}, options, tuple(Source.of(s) for s in sources))
 
 
@@ -163,8 +164,6 @@ def scale(at: str, factor: float, **where: Index) -> Edit:
 
 def noise(at: str, size: float = 1.0, seed: int = 0, **where: Index) -> Edit:
     """Gaussian noise is added, of `size` times the standard deviation of what it is added to."""
-    if size <= 0:
-        raise VltError(f"noise of size {size} would change nothing; give one above 0")
     return _edit("noise", at, where, size=float(size), seed=int(seed))
 
 
@@ -247,8 +246,6 @@ def swap_sound(clip: Clip | Trace) -> Edit:
 
 def shift(seconds: float) -> Edit:
     """The sound comes so much later (below 0: earlier); what is moved out is lost, and silence moves in."""
-    if not seconds:
-        raise VltError("a shift by 0 seconds would change nothing")
     return _edit("shift", "spectrograms", {}, seconds=float(seconds))
 
 
@@ -278,7 +275,7 @@ def loads(text: str) -> list[Edit]:
         rows = json.loads(text)
         assert isinstance(rows, list)
         return [_loaded(row) for row in rows]
-    except (ValueError, AssertionError, AttributeError, TypeError, KeyError) as error:
+    except (ValueError, AssertionError, AttributeError, TypeError, KeyError, RecursionError) as error:
         if isinstance(error, VltError):
             raise
         raise VltError(f"edits cannot be read from this JSON ({first_line(error)}); `vlt.edits.dumps` writes them") from error
@@ -330,8 +327,18 @@ def _check_options(kind: str, options: Mapping[str, Any], sources: Sequence[Sour
         raise VltError(f"{kind} has the options {', '.join(types) or 'none'}; {wrong[0]} = {options[wrong[0]]!r} is not one")
     if lacking := [name for name in types if name not in options and name not in free]:
         raise VltError(f"{kind} needs {lacking[0]!r}")
+    _check_numbers(kind, options)
     if not fewest <= len(sources) <= most:
         raise VltError(f"{kind} takes values from {fewest} to {most} other runs; {len(sources)} are given")
+
+
+def _check_numbers(kind: str, options: Mapping[str, Any]) -> None:
+    if kind == "noise" and not 0 < options["size"] < float("inf"):
+        raise VltError(f"noise of size {options['size']} would change nothing, or all; give one above 0")
+    if kind == "shift" and not (options["seconds"] and abs(options["seconds"]) < float("inf")):
+        raise VltError(f"a shift by {options['seconds']} seconds would change nothing, or all; give another number")
+    if not 0 <= options.get("seed", 0) < 2**63:
+        raise VltError(f"{kind}: seed {options['seed']}; expected 0 to 2**63 - 1")
 
 
 def as_list(edits: Any) -> list[Edit]:

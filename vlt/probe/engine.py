@@ -21,12 +21,13 @@ from vlt.errors import VltError
 from vlt.model import stages
 from vlt.probe import apply
 from vlt.probe.apply import Selection
-from vlt.probe.attention import Change, Cut, Tap, Watcher
+from vlt.probe.attention import Change, Cut, Tap, Watcher, unwatched
 from vlt.probe.axes import Axis
 from vlt.probe.edits import Edit
 from vlt.probe.sites import Site, match
 
 if TYPE_CHECKING:
+    from vlt.model.video_llama import VideoLlama
     from vlt.probe.trace import Trace
 
 BATCH = 16  # runs that are computed together
@@ -91,9 +92,11 @@ def compute(runs: Sequence[Trace], stage: str, batch: int = BATCH) -> None:
         for group in _groups(again, stage, batch):
             _run(group, stage)
     for run in touched:
+        value = run.values.pop(stage)  # not there before all its edits are made: one may be interrupted
         for applied in run.applied:
             if applied.stage == stage:
-                run.values[stage] = edited(run, applied, run.values[stage][0], run.axes_of(stage), stage)[None]
+                value = edited(run, applied, value[0], run.axes_of(stage), stage)[None]
+        run.values[stage] = value
 
 
 def _groups(runs: Sequence[Trace], stage: str, batch: int) -> Iterator[list[Trace]]:
@@ -136,8 +139,9 @@ def _sourced(run: Trace, edit: Edit, at: str) -> Callable[[int], Tensor]:
     """The numbers of the edit's sources at the places that it names there."""
 
     def numbers(i: int) -> Tensor:
-        other = run.source(edit.sources[i])
-        value, axes = other.reading(at)
+        with unwatched():  # a run of its own, in the middle of this one
+            other = run.source(edit.sources[i])
+            value, axes = other.asking() if at == "prefix" else other.reading(at)
         return apply.take(value, apply.select(axes, edit.where, f"{at!r} of {other.clip.path.name}"))
 
     return numbers
@@ -156,6 +160,10 @@ class Layout:
         """Which of its rows are run i's (a position table is everybody's)."""
         each = value.shape[0] // self.count
         return slice(None) if site.kind == "table" else slice(i * each, (i + 1) * each)
+
+    def inputs(self, model: VideoLlama) -> dict[nn.Module, Callable[[Mapping[str, Any]], None]]:
+        """What must be told when a module runs."""
+        return {}
 
     def axes(self, i: int, run: Trace, site: Site) -> list[Axis]:
         return run.labels.of_site(site)
@@ -199,7 +207,7 @@ def tap(runs: Sequence[Trace], stage: str, layout: Layout, watch: Watch | None =
             attentions[known[name].module].append(watcher)
         else:
             outputs[known[name].module].append(watcher)
-    with Tap(runs[0].model, attentions, outputs):
+    with Tap(runs[0].model, attentions, outputs, layout.inputs(runs[0].model)):
         yield
     for applied, cut in cuts:
         applied.fired += cut.fired

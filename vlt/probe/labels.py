@@ -77,7 +77,8 @@ class Labels:
             side = config.vision_config.image_size // config.vision_config.patch_size
             return axes.patch(side, side)
         if name == "segment":
-            return axes.segment(self.bounds)
+            late = self.clip.sound.start  # times are the clip's, as those of frames
+            return axes.segment([(float(start) + late, float(end) + late) for start, end in self.bounds])
         return self._of_sound(name)
 
     def _of_sound(self, name: str) -> Axis | None:

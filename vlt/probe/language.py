@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -110,9 +109,9 @@ class Row:
         soft = {f"{branch}_prefix": run.values[f"{branch}_prefix"] for branch in set(self.prompt.branches)}
         value = run.model.run({"prompt": [self.prompt], **soft}, ["prefix"])["prefix"][0]
         for applied in run.applied:
-            if applied.stage == "prefix":
-                tokens = Row(run, self.ids).axis if self.unknown else self.axis  # those that are there
-                value = edited(run, applied, value, [tokens, axes.plain("llm_width", value.shape[1])], "prefix")
+            if applied.stage == "prefix":  # of the prompt; an answer is embedded as it is said
+                of = [run.asked, axes.plain("llm_width", value.shape[1])]
+                value = torch.cat([edited(run, applied, value[: self.begin], of, "prefix"), value[self.begin :]])
         return value
 
 
@@ -128,9 +127,12 @@ class Steps(Layout):
         self.padding = [longest - row.run.model.length(row.prompt) for row in rows]
         self.start = self.stop = 0
 
-    def step(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        inputs = kwargs.get("inputs_embeds")
-        inputs = kwargs.get("input_ids") if inputs is None else inputs
+    def inputs(self, model: VideoLlama) -> dict[nn.Module, Callable[[Mapping[str, Any]], None]]:
+        return {model.language_model.get_decoder(): self.step}
+
+    def step(self, named: Mapping[str, Any]) -> None:
+        inputs = named.get("inputs_embeds")
+        inputs = named.get("input_ids") if inputs is None else inputs
         assert inputs is not None
         self.start, self.stop = self.stop, self.stop + inputs.shape[1]
 
@@ -175,24 +177,12 @@ def read(rows: Sequence[Row], batch: int = BATCH, watch: Watch | None = None) ->
         some = rows[at : at + batch]
         prefix, mask, steps = _batched(some)
         start = time.perf_counter()
-        with _stepping(some, steps, watch):
+        with tap([row.run for row in some], "logits", steps, watch):
             logits = some[0].run.model.run({"prefix": prefix, "prefix_mask": mask}, ["logits"])["logits"]
         for row, padding, each in zip(some, steps.padding, logits, strict=True):
             out.append(each[padding:])
             row.run.seconds["logits"] = (time.perf_counter() - start) / len(some)
     return out
-
-
-@contextmanager
-def _stepping(rows: Sequence[Row], steps: Steps, watch: Watch | None = None) -> Iterator[None]:
-    """The tap, and beside it the count of the language model's steps."""
-    decoder: Any = rows[0].run.model.language_model.get_decoder()
-    handle = decoder.register_forward_pre_hook(steps.step, with_kwargs=True)
-    try:
-        with tap([row.run for row in rows], "logits", steps, watch):
-            yield
-    finally:
-        handle.remove()
 
 
 def score(rows: Sequence[Row], batch: int = BATCH) -> list[tuple[Tensor, bool]]:
@@ -215,6 +205,6 @@ def generate(runs: Sequence[Trace], max_new_tokens: int = MAX_NEW_TOKENS, batch:
     for at in range(0, len(rows), batch):
         some = rows[at : at + batch]
         prefix, mask, steps = _batched(some)
-        with _stepping(some, steps):
+        with tap([row.run for row in some], "logits", steps):
             out += some[0].run.model.continue_from([row.prompt for row in some], prefix, mask, max_new_tokens)
     return out

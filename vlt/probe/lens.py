@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vlt.errors import VltError
 from vlt.probe import language
-from vlt.probe.axes import Index
+from vlt.probe.axes import Axis, Index
 from vlt.probe.trace import Trace
 
 
@@ -69,21 +69,14 @@ def _labels(run: Trace, places: np.ndarray) -> dict[str, Any]:
 
 
 def _layers(layers: Index, count: int) -> list[int]:
-    if layers == "all":
+    if isinstance(layers, str) and layers == "all":
         return list(range(-1, count))
     numbers = [layers] if isinstance(layers, int) else layers
-    if isinstance(numbers, str | slice):
-        return list(range(count))[numbers] if isinstance(numbers, slice) else _layers(_slice(numbers), count)
-    if wrong := [n for n in numbers if not -1 <= int(n) < count]:
-        raise VltError(f"layer {wrong[0]} was asked for; there are -1 (the prefix) to {count - 1}")
-    return [int(n) for n in numbers]
-
-
-def _slice(text: str) -> slice:
-    start, found, stop = text.partition(":")
-    if not found or not (start + stop).replace("-", "").isdigit():
-        raise VltError(f"layers {text!r} are not understood; say 'all', a number, a list, or '2:4'")
-    return slice(int(start or 0), int(stop) if stop else None)
+    if isinstance(numbers, list | tuple) and numbers and all(isinstance(n, int) for n in numbers):
+        if wrong := [n for n in numbers if not -1 <= int(n) < count]:
+            raise VltError(f"layer {wrong[0]} was asked for; there are -1 (the prefix) to {count - 1}")
+        return [int(n) for n in numbers]
+    return Axis("layer", count).find(numbers).tolist()
 
 
 def _words(run: Trace, ids: Tensor) -> np.ndarray:

@@ -12,7 +12,8 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from vlt.errors import VltError, first_line, nearest
+from vlt.errors import VltError, nearest
+from vlt.inputs.clip import Clip
 from vlt.model.answer import Answer
 from vlt.probe import edits, language
 from vlt.probe.edits import Edit, as_list
@@ -21,6 +22,7 @@ from vlt.probe.language import Row
 from vlt.probe.trace import Trace
 
 UNEDITED = "unedited"
+COLUMNS = ("answer", "same", "logprob", "change", "fired")
 
 # What is often taken away, by name.
 ABLATIONS: dict[str, Edit] = {
@@ -86,6 +88,9 @@ def sweep(
     """
     if not variants or UNEDITED in variants:
         raise VltError(f"give at least one variant, {{name: edits}}, none of them named {UNEDITED!r}")
+    candidates = [candidates] if isinstance(candidates, str) else list(candidates)
+    if clash := {"name", *COLUMNS} & set(candidates):
+        raise VltError(f"a candidate is named {clash.pop()!r}, as a column of the table is")
     asked: dict[str, list[Edit]] = {UNEDITED: []} | {name: as_list(found) for name, found in variants.items()}
     runs = {name: run.edited(found) if found else run for name, found in asked.items()}  # all are checked before any runs
     shelf = Shelf(Path(keep), run, candidates) if keep is not None else None
@@ -141,6 +146,19 @@ def _table(results: Mapping[str, dict[str, Any]], asked: Mapping[str, Any], cand
     return pd.DataFrame(rows).set_index("name")
 
 
+BEGIN = b'{"key": "'  # of every line
+
+
+def _key_of(edit: Edit, run: Trace) -> list[Any]:
+    """An edit, and what the values that it takes hang on."""
+    sources: list[Any] = []
+    for source in edit.sources:
+        stat = Clip(source.clip).path.stat()  # a missing file is refused in its words
+        other = _fingerprint(source.live.model) if source.live is not None and source.live.model is not run.model else ""
+        sources.append([stat.st_size, stat.st_mtime_ns, other])
+    return [edit.as_json(), sources]
+
+
 class Shelf:
     """Results on disk, one JSON line each, under a key of all that they hang on: model, clip, question, edits."""
 
@@ -152,22 +170,25 @@ class Shelf:
         asked = [run.question, setting.history, setting.system, setting.n_frames, setting.coverage, setting.branches]
         said = [run.answer.ids, list(candidates), setting.max_new_tokens]
         self.base = json.dumps([_fingerprint(run.model), file, asked, said])
-        self.before = [edit.as_json() for edit in run.edits]
+        self.before = [_key_of(edit, run) for edit in run.edits]
+        self.run = run
+        if path.is_dir() or not path.absolute().parent.is_dir():
+            raise VltError(f"{path}: give a file in a folder that exists")
         self.known: dict[str, dict[str, Any]] = {}
-        lines = path.read_bytes().split(b"\n") if path.exists() else [b""]
-        for number, line in enumerate(lines[:-1], start=1):  # an unfinished last line was cut off: it is made again
+        whole, _, rest = (path.read_bytes() if path.exists() else b"").rpartition(b"\n")
+        for number, line in enumerate(whole.split(b"\n") if whole else [], start=1):
             try:
                 row = json.loads(line)
                 self.known[row["key"]] = {key: row[key] for key in ("answer", "logprobs", "fired")}
             except (ValueError, TypeError, KeyError) as error:
-                raise VltError(
-                    f"{path}, line {number}: not a result of a sweep ({first_line(error)}); name another file"
-                ) from error
-        if lines[-1]:
-            path.write_bytes(b"".join(line + b"\n" for line in lines[:-1]))
+                raise VltError(f"{path}, line {number}: not a result of a sweep; name another file") from error
+        if rest:  # cut off while it was written: it is made again
+            if rest[: len(BEGIN)] != BEGIN[: len(rest)]:
+                raise VltError(f"{path}: ends in what is not a result of a sweep; name another file")
+            path.write_bytes(whole + b"\n" if whole else b"")
 
     def _key(self, found: Sequence[Edit]) -> str:
-        whole = self.base + json.dumps(self.before + [edit.as_json() for edit in found], sort_keys=True)
+        whole = self.base + json.dumps(self.before + [_key_of(edit, self.run) for edit in found], sort_keys=True)
         return hashlib.sha256(whole.encode()).hexdigest()
 
     def find(self, found: Sequence[Edit]) -> dict[str, Any] | None:

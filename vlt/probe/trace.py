@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -112,7 +113,7 @@ class Trace:
         self.given, self._said = given, said
         self.labels: Labels = setting.labels(model) if parent is None else parent.labels
         self.sites: dict[str, Site] = sites(model) if parent is None else parent.sites
-        self.sources: dict[Source, Trace] = {} if parent is None else parent.sources
+        self.sources: dict[Any, Trace] = {} if parent is None else parent.sources
         self.applied = [Applied(edit, self.sites) for edit in self.edits]
         for applied in self.applied:
             self._check_there(applied)
@@ -169,6 +170,17 @@ class Trace:
         return self.row.axis
 
     @cached_property
+    def asked(self) -> Axis:
+        """The positions of the prompt alone."""
+        return Row(self).axis
+
+    def asking(self) -> tuple[Tensor, list[Axis]]:
+        """The prompt's embeddings [token, LLM width], and their axes."""
+        with torch.no_grad():
+            language.encode([row := Row(self)])
+            return row.prefix(), [row.axis, self.labels.of_stage("prefix")[1]]
+
+    @cached_property
     def row(self) -> Row:
         """This run's row for the language model."""
         return Row(self, self.answer.ids)
@@ -206,14 +218,14 @@ class Trace:
         say), as a labelled array without the clip axis; for a pattern, a dict of them."""
         if name in stages.STAGES or not is_pattern(name):
             return labelled(*self.reading(name), name)
-        return {site.name: self[site.name] for site in match(name, self.sites, stage_names=True)}
+        return {site.name: self[site.name] for site in self._there(name)}
 
     def reading(self, name: str) -> tuple[Tensor, list[Axis]]:
         """A stage or a place: the tensor without its clip axis, and its axes."""
         with torch.no_grad():
             if name in stages.STAGES:
                 return self.stage(name)[0], self.axes_of(name)
-            site = match(name, self.sites, stage_names=True)[0]
+            site = self._there(name)[0]
             heard = Heard()
             self.observe({site.name: heard if site.columns else heard.hear})
             value = heard.value
@@ -290,7 +302,15 @@ class Trace:
         return sum(w.n_bytes for w in self._wanted(name, rows, columns, head, mean))
 
     def _wanted(self, name: str, *asked: Any) -> list[Wanted]:
-        return [Wanted(self, site, *asked) for site in match(name, self.sites, ("self", "cross"))]
+        return [Wanted(self, site, *asked) for site in self._there(name, ("self", "cross"))]
+
+    def _there(self, name: str, kinds: Sequence[str] = ()) -> list[Site]:
+        """The places that a name or a pattern fits, of the branches that this run has."""
+        found = match(name, self.sites, kinds, stage_names=not kinds)
+        there = [site for site in found if stages.branch(site.stage) in (None, *self.setting.branches)]
+        if not there:
+            self._check_has(found[0].stage)
+        return there
 
     def stages(self) -> pd.DataFrame:
         """Every stage of this run: its axes, its shape, and the seconds that it took (0: shared with the unedited run)."""
@@ -360,12 +380,14 @@ class Trace:
         """The run that an edit takes values from."""
         if of.live is not None:
             return of.live
-        if of not in self.sources:
+        file = Path(of.clip).stat() if Path(of.clip).exists() else None
+        key = of, of.question or self.question, file and (file.st_size, file.st_mtime_ns)
+        if key not in self.sources:
             clip = Clip(of.clip)
             options = self.setting.options() if of.options is None else dict(of.options)
             if of.options is None:  # what of them a clip of another kind has no use for
                 options["branches"] = [b for b in self.model.usable(clip) if b in self.setting.branches]
                 options["n_frames"] = options["n_frames"] if "video" in options["branches"] else None
                 options["coverage"] = options["coverage"] if "audio" in options["branches"] else None
-            self.sources[of] = trace(self.model, clip, of.question or self.question, **options)
-        return self.sources[of]
+            self.sources[key] = trace(self.model, clip, key[1], **options)
+        return self.sources[key]

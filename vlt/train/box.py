@@ -163,7 +163,7 @@ def _heard(lesson: lessons.Lessoner) -> Data:
 def make(out: Path, work: Path, seed: int = 0, scale: float = 1.0, quiet: bool = False) -> list[dict[str, Any]]:
     """Trains the box from nothing and saves it in `out`. work: a folder for what is unfinished; another call with the
     same seed and scale goes on from what it holds. Returns, and writes to `out`/training.json, what each step came to,
-    and how many seconds it took (since it was last taken up)."""
+    and how many seconds it took."""
     if not 0 <= seed <= MAX_SEED or not 0 < scale <= 10:
         raise VltError(f"seed {seed} and scale {scale}; expected 0 to {MAX_SEED}, and more than 0 up to 10")
     if os.environ.get("WORLD_SIZE", "1") != "1":
@@ -192,9 +192,10 @@ def _learn(model: VideoLlama, step: Step, folder: Path, seed: int, quiet: bool) 
     if (folder / DONE).exists():
         return recipe.take_in(task, folder / DONE)
     data = step.data(model.eval(), seed, schedule.steps * schedule.batch)
+    preparing = time.perf_counter() - start
     rows = recipe.fit(task, data, schedule, folder, collate=step.collate, seed=seed, quiet=quiet)
     losses = [row["loss"] for row in rows if "loss" in row]
-    seconds = round(time.perf_counter() - start, 1)
+    seconds = round(preparing + rows[-1]["seconds"], 1)
     log = {"name": step.name, "steps": schedule.steps, "loss_first": losses[0], "loss_last": losses[-1], "seconds": seconds}
     recipe.give_out(task, folder / DONE, log)
     return log

@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -86,7 +87,20 @@ def optimiser(model: nn.Module, schedule: Schedule) -> tuple[torch.optim.Optimiz
 
 
 class Loop(Trainer):
-    """`Trainer`, which keeps of a model only what learns: a 7B language model that is frozen is not written each time."""
+    """`Trainer`, which keeps of a model only what learns: a 7B language model that is frozen is not written each time.
+    And which logs how many seconds it has trained, those before it was cut off included."""
+
+    _began: float | None = None
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if self._began is None:
+            before = self.state.log_history[-1].get("seconds", 0.0) if self.state.log_history else 0.0
+            self._began = self._made - before
+        super().log({**logs, "seconds": round(time.perf_counter() - self._began, 1)}, start_time)
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._made = time.perf_counter()
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         if self.args.should_save:
@@ -189,7 +203,8 @@ def fit(
     quiet: bool = False,
 ) -> list[dict[str, float]]:
     """Trains what in `task` asks for a gradient. data: gone through in its own order. folder: for checkpoints; where it
-    holds one, training goes on from there, to the result that it would have had. Returns the log: loss and rate by step.
+    holds one, training goes on from there, to the result that it would have had. Returns the log: loss, rate and
+    seconds by step.
     """
     cuda = torch.cuda.is_available()
     arguments = TrainingArguments(

@@ -268,7 +268,7 @@ class Laid:
         axes.tick_params(labelbottom=labelled)
         if labelled:
             side = "start of each segment in the sound (s); segments stand side by side"
-            axes.set_xlabel(side if self.apart else "time in the sound (s)", fontsize=SIZE)
+            axes.set_xlabel(side if self.apart else "time (s)", fontsize=SIZE)
 
 
 def _frequencies(axes: Axes, hz: np.ndarray) -> None:
