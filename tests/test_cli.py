@@ -54,7 +54,9 @@ def test_the_demo_answers_as_the_readme_says() -> None:
     command = re.search(r"^demo: .*\n\t\$\(BIN\)/vlt (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
     shown = re.search(r"`make demo` ends with\n\n```text\n(.*)\n```", (ROOT / "README.md").read_text())
     assert command and shown
-    arguments = shlex.split(command[1].replace("$(CLIP)", str(CLIP)))
+    clip = re.search(r"^CLIP := (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert clip and clip[1] in (ROOT / "README.md").read_text()
+    arguments = shlex.split(command[1].replace("$(CLIP)", str(ROOT / clip[1])))
     assert vlt(*arguments).stdout.strip().splitlines()[-1] == shown[1]
 
 
