@@ -47,6 +47,7 @@ class Attribution:
     forwards: int
     backwards: int
     seconds: float
+    task: Task = dataclasses.field(repr=False)
 
 
 @dataclasses.dataclass
@@ -111,7 +112,7 @@ def attribute(
     places = [i for i, axis in enumerate(axes) if axis.name not in WIDTHS]
     array = labelled(heat, [axes[i] for i in places], f"{method} at {at}")
     seconds = time.perf_counter() - start
-    return Attribution(array, run, at, method, target, name, score, score_without, error, passes, task.backwards, seconds)
+    return Attribution(array, run, at, method, target, name, score, score_without, error, passes, task.backwards, seconds, task)
 
 
 def _baseline(scorer: Scorer, baseline: str | Tensor) -> tuple[Tensor, str]:
