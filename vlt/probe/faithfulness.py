@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any
 
 import captum.metrics
@@ -170,6 +169,3 @@ def sensitivity(attribution: Attribution, attribute: Any, size: float = 0.02, sa
         return float(
             captum.metrics.sensitivity_max(attribute, attribution.task.value, perturb_radius=radius, n_perturb_samples=samples)
         )
-
-
-__all__: Sequence[str] = ["Faithfulness", "faithfulness", "sensitivity"]
