@@ -64,6 +64,7 @@ def train_box(
     work: Annotated[
         Path | None, typer.Option(help="For what is unfinished: OUT.work if not given.", show_default=False)
     ] = None,
+    processes: Annotated[int, typer.Option(help="Two learn at the same time; one needs less memory.", min=1, max=2)] = 2,
 ) -> None:
     """The small model from nothing: eyes, image Q-Former, ImageBind, language model, then the four phases.
 
@@ -73,7 +74,7 @@ def train_box(
 
     output, work = _check_output(output, work)
     table = Table("step", "steps", "loss, first", "last", "seconds", box=None, pad_edge=False, header_style="bold")
-    for row in box.make(output, work, seed, scale):
+    for row in box.make(output, work, seed, scale, processes=processes):
         losses = f"{row['loss_first']:.3f}", f"{row['loss_last']:.3f}"
         table.add_row(row["name"], str(row["steps"]), *losses, f"{row['seconds']:.0f}")
     terminal.out.print(table)

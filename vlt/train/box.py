@@ -1,16 +1,19 @@
 """The model in the box, from nothing: its sizes, and the order in which its parts learn.
 
-First what the paper takes as given (eyes, image Q-Former, ImageBind, language model), then the paper's four phases. A
-run that was cut off goes on where it was.
+First what the paper takes as given (eyes, image Q-Former, ImageBind, language model), then the paper's four phases. What
+does not need each other learns at the same time, in two processes. A run that was cut off goes on where it was.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import multiprocessing
 import os
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +31,8 @@ DONE = "done.safetensors"
 # Seeds of worlds: training uses those below 1,000, so that evaluation may use all others.
 PICTURES, SCENES, SOUNDS = 1, 2, 3
 MAX_SEED = 99
+# Learnt beside the others, which take about twice as long.
+ASIDE = ("language-model", "al-1", "al-2")
 
 
 def config(vocabulary: int) -> VideoLlamaConfig:
@@ -100,13 +105,14 @@ Data = Callable[[VideoLlama, int, int], Dataset]
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """One part learns. task: made of the model. data: of the model, the seed, and how many examples there are to be; it
-    is made when its turn comes, from what was learnt before."""
+    """One part learns. task: made of the model. data: of the model, the seed, and how many examples there are to be.
+    needs: the steps whose parts it builds on; all others are as they were born."""
 
     name: str
     schedule: Schedule
     task: Callable[[VideoLlama], nn.Module]
     data: Data
+    needs: tuple[str, ...] = ()
     collate: Callable[[list[Any]], Any] | None = None
 
 
@@ -117,19 +123,22 @@ def steps(scale: float = 1.0) -> list[Step]:
         steps = max(round(steps * scale), 2)
         return Schedule(steps, 64, rate, rate * least, rate / 30, steps // 10, weight_decay=0.01, clip=1.0)
 
-    def phase(name: str, count: int, rate: float, branch: str, lesson: Callable[[str], Any]) -> Step:
+    def phase(name: str, count: int, rate: float, lesson: Callable[[str], Any], needs: tuple[str, ...]) -> Step:
+        branch = recipe.PHASES[name].branch
         data = _seen(lesson(branch)) if branch == "video" else _heard(lesson(branch))
-        return Step(name, schedule(count, rate), lambda model: branches.Branch(model, branch), data, lessons.together)
+        return Step(name, schedule(count, rate), lambda model: branches.Branch(model, branch), data, needs, lessons.together)
 
+    sight = ("eyes", "image-qformer", "language-model")
+    hearing = ("eyes", "imagebind", "language-model")
     return [
         Step("eyes", schedule(2200, 1.5e-3), foundations.Eyes, _pictures),
-        Step("image-qformer", schedule(5000, 1e-3), foundations.Slots, _slots),
-        Step("imagebind", schedule(1000, 1e-3), binding.Binding, _triples),
-        Step("language-model", schedule(2000, 1e-3, 0.1), reading.Reader, _texts, reading.together),
-        phase("vl-1", 1500, 1e-3, "video", lessons.caption),
-        phase("vl-2", 1800, 1e-3, "video", lessons.instruction),
-        phase("al-1", 300, 1e-3, "audio", lessons.caption),
-        phase("al-2", 800, 5e-4, "audio", lessons.instruction),
+        Step("image-qformer", schedule(5000, 1e-3), foundations.Slots, _slots, ("eyes",)),
+        Step("imagebind", schedule(1000, 1e-3), binding.Binding, _triples, ("eyes",)),
+        Step("language-model", schedule(2000, 1e-3, 0.1), reading.Reader, _texts, (), reading.together),
+        phase("vl-1", 1500, 1e-3, lessons.caption, sight),
+        phase("vl-2", 3000, 1e-3, lessons.instruction, (*sight, "vl-1")),
+        phase("al-1", 300, 1e-3, lessons.caption, hearing),
+        phase("al-2", 1600, 5e-4, lessons.instruction, (*hearing, "al-1")),
     ]
 
 
@@ -160,42 +169,101 @@ def _heard(lesson: lessons.Lessoner) -> Data:
     return lambda model, seed, count: lessons.heard_lessons(model, lesson, SCENES + 10 * seed, min(10_000, count), count)
 
 
-def make(out: Path, work: Path, seed: int = 0, scale: float = 1.0, quiet: bool = False) -> list[dict[str, Any]]:
+def make(
+    out: Path, work: Path, seed: int = 0, scale: float = 1.0, quiet: bool = False, processes: int = 2
+) -> list[dict[str, Any]]:
     """Trains the box from nothing and saves it in `out`. work: a folder for what is unfinished; another call with the
-    same seed and scale goes on from what it holds. Returns, and writes to `out`/training.json, what each step came to,
-    and how many seconds it took."""
-    if not 0 <= seed <= MAX_SEED or not 0 < scale <= 10:
-        raise VltError(f"seed {seed} and scale {scale}; expected 0 to {MAX_SEED}, and more than 0 up to 10")
+    same seed and scale goes on from what it holds. processes: 1 or 2; the result is the same. Returns, and writes to
+    `out`/training.json, what each step came to, and how many seconds it took."""
+    if not 0 <= seed <= MAX_SEED or not 0 < scale <= 10 or processes not in (1, 2):
+        raise VltError(
+            f"seed {seed}, scale {scale} and {processes} processes; expected 0 to {MAX_SEED}, more than 0 up to 10, and 1 or 2"
+        )
     if os.environ.get("WORLD_SIZE", "1") != "1":
-        raise VltError("the box is small: it is trained in one process, not by several")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if device.type == "cpu":
-        torch.set_num_threads(1)  # faster than more on matrices so small
-    model = newborn(seed)
-    nn.Module.to(model, device)
-    log = []
-    for number, step in enumerate(steps(scale), start=1):
-        log.append(_learn(model, step, work / f"{number}-{step.name}", seed, quiet))
+        raise VltError("the box is small: it is not trained by several machines or GPUs")
+    here = School(steps(scale), work, seed, quiet)
+    if processes == 2:
+        aside = multiprocessing.get_context("spawn").Process(target=_learn_aside, args=(work, seed, scale), daemon=True)
+        aside.start()
+        try:
+            here.learn_all([step.name for step in here.steps if step.name not in ASIDE], ASIDE, aside.is_alive)
+            aside.join()
+        finally:
+            aside.terminate()
+    here.learn_all([step.name for step in here.steps])  # all that is left: nothing, if all went well aside
+    model, log = here.grown([step.name for step in here.steps])
     nn.Module.to(model.requires_grad_(False).eval(), "cpu", torch.float16)
     model.save_pretrained(out)
     write_whole(out / "training.json", json.dumps({"seed": seed, "scale": scale, "steps": log}, indent=1) + "\n")
     return log
 
 
-def _learn(model: VideoLlama, step: Step, folder: Path, seed: int, quiet: bool) -> dict[str, Any]:
-    torch.manual_seed(seed)  # of the task's own head
-    schedule, start = step.schedule, time.perf_counter()
-    model.requires_grad_(False)
-    task = step.task(model).to(model.device)
-    settings = {"step": step.name, "seed": seed, "start": recipe.fingerprint(model), **dataclasses.asdict(schedule)}
-    recipe.same_settings(folder, settings)
-    if (folder / DONE).exists():
-        return recipe.take_in(task, folder / DONE)
-    data = step.data(model.eval(), seed, schedule.steps * schedule.batch)
-    preparing = time.perf_counter() - start
-    rows = recipe.fit(task, data, schedule, folder, collate=step.collate, seed=seed, quiet=quiet)
-    losses = [row["loss"] for row in rows if "loss" in row]
-    seconds = round(preparing + rows[-1]["seconds"], 1)
-    log = {"name": step.name, "steps": schedule.steps, "loss_first": losses[0], "loss_last": losses[-1], "seconds": seconds}
-    recipe.give_out(task, folder / DONE, log)
-    return log
+def _learn_aside(work: Path, seed: int, scale: float) -> None:
+    """In a process of its own, which ends with the one that began it."""
+    began: Any = multiprocessing.parent_process()
+    threading.Thread(target=lambda: (began.join(), os._exit(1)), daemon=True).start()
+    here = School(steps(scale), work, seed, quiet=True)
+    with contextlib.suppress(VltError):  # it will be met again, and told, where this process was begun
+        here.learn_all(ASIDE, [step.name for step in here.steps if step.name not in ASIDE], began.is_alive)
+
+
+@dataclasses.dataclass(frozen=True)
+class School:
+    """The steps, and the folder with what was learnt in each. Every step starts from a model that knows what it needs and
+    nothing else, so that the order in which they are taken changes nothing."""
+
+    steps: list[Step]
+    work: Path
+    seed: int
+    quiet: bool
+
+    def folder(self, name: str) -> Path:
+        return self.work / f"{[step.name for step in self.steps].index(name) + 1}-{name}"
+
+    def is_done(self, name: str) -> bool:
+        return (self.folder(name) / DONE).exists()
+
+    def learn_all(
+        self, names: Sequence[str], elsewhere: Sequence[str] = (), others: Callable[[], bool] = lambda: False
+    ) -> None:
+        """One after the other. elsewhere: what another process learns; it is waited for while `others` says that it lives."""
+        for step in self.steps:
+            if step.name in names:
+                while not all(self.is_done(need) for need in step.needs if need in elsewhere) and others():
+                    time.sleep(0.2)
+                self.learn_all([need for need in step.needs if not self.is_done(need)])
+                self.learn(step)
+
+    def grown(self, names: Sequence[str]) -> tuple[VideoLlama, list[dict[str, Any]]]:
+        """The box that knows what was learnt in these steps, and what each came to."""
+        model = newborn(self.seed)
+        nn.Module.to(model, "cuda" if torch.cuda.is_available() else "cpu")
+        log = []
+        for step in self.steps:
+            if step.name in names:
+                task = self.task(step, model)
+                log.append(recipe.take_in(task, self.folder(step.name) / DONE))
+        return model, log
+
+    def task(self, step: Step, model: VideoLlama) -> nn.Module:
+        torch.manual_seed(self.seed)  # of the task's own head
+        return step.task(model.requires_grad_(False)).to(model.device)
+
+    def learn(self, step: Step) -> None:
+        if not torch.cuda.is_available():
+            torch.set_num_threads(1)  # faster than more on matrices so small
+        model, _ = self.grown(step.needs)
+        schedule, folder, start = step.schedule, self.folder(step.name), time.perf_counter()
+        born = recipe.fingerprint(model)
+        settings = {"step": step.name, "seed": self.seed, "start": born, **dataclasses.asdict(schedule)}
+        recipe.same_settings(folder, settings)
+        if self.is_done(step.name):
+            return
+        task = self.task(step, model)
+        data = step.data(model.eval(), self.seed, schedule.steps * schedule.batch)
+        preparing = time.perf_counter() - start
+        rows = recipe.fit(task, data, schedule, folder, collate=step.collate, seed=self.seed, quiet=self.quiet)
+        losses = [row["loss"] for row in rows if "loss" in row]
+        seconds = round(preparing + rows[-1]["seconds"], 1)
+        log = {"name": step.name, "steps": schedule.steps, "loss_first": losses[0], "loss_last": losses[-1]}
+        recipe.give_out(task, folder / DONE, log | {"seconds": seconds})

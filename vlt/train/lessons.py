@@ -28,7 +28,7 @@ INDICES = video.uniform_indices(
 SAMPLED = prompts.frame_times(INDICES.tolist(), float(world.FPS))
 
 # Kinds of question that are learnt slowly, and so many times more often asked.
-SLOW = {"motion": 4.0, "how often": 2.0, "when": 2.0}
+SLOW = {"caption": 3.0, "motion": 4.0, "both": 3.0, "source colour": 2.0, "number": 2.0, "how often": 2.0, "when": 2.0}
 
 Lessoner = Callable[[Scene, np.random.Generator], Lesson]
 

@@ -14,7 +14,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from vlt.errors import VltError
-from vlt.probe.attribution import Attribution, Task
+from vlt.explain.attribution import Attribution
+from vlt.explain.methods import Task
 
 # Shares of the places that are taken as "the top" (DeYoung et al., arXiv 1911.03429).
 TOP = (0.01, 0.05, 0.1, 0.2, 0.5)
@@ -114,8 +115,8 @@ def _moved(heat: np.ndarray, draw: np.random.Generator) -> np.ndarray:
 def _scores(task: Task, cells: np.ndarray, there: np.ndarray) -> Tensor:
     """Scores of copies in which only some cells are there [n, cell] bool; the others are as in the baseline."""
     out = []
-    for at in range(0, len(there), task.batch):
-        part = torch.as_tensor(there[at : at + task.batch], device=task.cells.device)
+    for at in range(0, len(there), task.scorer.batch):
+        part = torch.as_tensor(there[at : at + task.scorer.batch], device=task.cells.device)
         mask = part[:, task.cells[0]]
         out.append(task.scorer(torch.where(mask, task.value, task.baseline)).cpu())
     return torch.cat(out)

@@ -1,0 +1,1 @@
+"""Which of what it saw, heard and read made it say that, and how true is that."""

@@ -1,0 +1,135 @@
+"""Which of what it saw, heard and read made it say that? Heat on any stage, by the field's methods."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import xarray as xr
+from torch import Tensor
+
+from vlt.errors import VltError, nearest
+from vlt.explain import attention, methods
+from vlt.explain.methods import Task
+from vlt.explain.scorer import WIDTHS, Target, scorer
+from vlt.probe.labels import labelled
+from vlt.probe.trace import Trace
+
+METHODS = {
+    method.__name__: method
+    for method in (
+        methods.saliency,
+        methods.gradient_x_input,
+        methods.integrated_gradients,
+        methods.smoothgrad,
+        methods.gradient_shap,
+        methods.grad_cam,
+        methods.occlusion,
+        methods.ablation,
+        methods.shapley_sampling,
+        methods.kernel_shap,
+        attention.attention,
+        attention.rollout,
+        attention.relevance,
+    )
+}
+# Whose heat sums to what the whole brings over the baseline.
+COMPLETE = ("integrated_gradients", "gradient_shap", "shapley_sampling", "kernel_shap")
+# Along which axes an eighth of the third (height, or mel) is one cell, where `cells` does not tell otherwise.
+EIGHTHS = {"frames": ("height", "width"), "spectrograms": ("mel", "time")}
+
+
+@dataclasses.dataclass(frozen=True)
+class Attribution:
+    """heat: what each place brings [the stage's axes without its width], above 0 where it speaks for the target; of methods
+    that are said to be unsigned, only how much. run, at, method, target, baseline: what was asked. score: of the target;
+    score_without: of the baseline. error: by how much the heat's sum misses their difference (completeness), nan where
+    the method promises none. forwards, backwards: rows that went through the language model; seconds: it took."""
+
+    heat: xr.DataArray
+    run: Trace = dataclasses.field(repr=False)
+    at: str
+    method: str
+    target: Target
+    baseline: str
+    score: float
+    score_without: float
+    error: float
+    forwards: int
+    backwards: int
+    seconds: float
+    task: Task = dataclasses.field(repr=False)
+
+
+def attribute(
+    run: Trace,
+    at: str = "frames",
+    method: str = "occlusion",
+    target: Target = "answer",
+    *,
+    baseline: str | Tensor = "blank",
+    cells: Mapping[str, int] | None = None,
+    batch: int = 16,
+    seed: int = 0,
+    progress: bool = True,
+    **options: Any,
+) -> Attribution:
+    """How much every place of a stage speaks for what was said.
+
+    at: a stage of either branch ("frames", "spectrograms", "frame_tokens", ...); "prefix", whose places are words and
+    soft tokens; or "parts": every frame, every segment of sound and every word of the question is one place. method: of
+    `METHODS`. target: "answer"; a word of it, by number or text; or ("bell", "buzz"): the first rather than the second
+    (see `Scorer`; methods that read attention follow one word, by default the first). Only what follows the stage is run.
+
+    baseline: what a place is without its content: "blank", the stage as it is for frames of one colour or digital
+    silence, at the prefix for both and the vocabulary's mean word; "zero" (at the prefix degenerate: RMSNorm undoes any
+    shrinking); "mean", over the stage's places; or a tensor. cells: how many places are changed together along an axis,
+    as {"frame": 8, "height": 16, "width": 16}; by default an eighth of the picture's sides and of the mel axis, and as
+    much of time; else single places. options: of the method, in its docstring. batch: rows at a time. seed: of what is
+    drawn.
+
+    Raises `VltError` for a method, target, option, baseline or cells that do not fit; nothing is run before that but the
+    stage itself.
+    """
+    if method not in METHODS:
+        raise VltError(f"no method {method!r}; {nearest(method, METHODS)}; all: {', '.join(METHODS)}")
+    start = time.perf_counter()
+    score = scorer(run, at, target, batch)
+    without, name = score.without(baseline)
+    sizes = _eighths(score.value, at) if cells is None else cells
+    task = Task(score, score.value, without, methods.cells(score.axes, score.value, sizes), progress, dict(options))
+    heat = _heat(method, task, seed)
+    passes = score.forwards
+    with torch.no_grad():
+        whole, rest = (float(s) for s in score(torch.cat([score.value, without])))
+    error = float(heat.double().sum()) - (whole - rest) if method in COMPLETE else float("nan")
+    array = labelled(heat, [axis for axis in score.axes if axis.name not in WIDTHS], method)
+    array.attrs["long_name"] = f"{method.replace('_', ' ')} for {_told(run, target)}"
+    seconds = time.perf_counter() - start
+    return Attribution(array, run, at, method, target, name, whole, rest, error, passes, task.backwards, seconds, task)
+
+
+def _heat(method: str, task: Task, seed: int) -> Tensor:
+    devices = [task.value.device] if task.value.is_cuda else []
+    with torch.random.fork_rng(devices=devices), torch.no_grad():
+        torch.manual_seed(seed)
+        heat = METHODS[method](task)
+    if task.options:
+        raise VltError(f"{method} has no option {next(iter(task.options))!r}")
+    return heat.float()
+
+
+def _eighths(value: Tensor, at: str) -> dict[str, int]:
+    if at not in EIGHTHS:
+        return {}
+    side = -(-value.shape[3] // 8)  # of the third axis behind the clip's: height, or mel
+    return dict.fromkeys(EIGHTHS[at], side)
+
+
+def _told(run: Trace, target: Target) -> str:
+    if isinstance(target, tuple | list):
+        return f"{target[0]!r} rather than {target[1]!r}"
+    return "the answer" if target == "answer" else repr(run.answer.tokens[run.word(target)].strip())

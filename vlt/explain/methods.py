@@ -1,0 +1,211 @@
+"""Methods of attribution that change numbers and look at the score: captum's core classes on a `Scorer`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import captum.attr
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from vlt.errors import VltError, nearest
+from vlt.explain.scorer import WIDTHS, Scorer
+from vlt.probe.axes import Axis
+
+
+@dataclasses.dataclass
+class Task:
+    """One attribution under way. value, baseline [1, ...] at the stage. cells [1, ...] int64: the number of the cell that
+    each place belongs to; cells are changed as one. options: the method's own; each takes out what it knows. backwards:
+    passes of gradients so far."""
+
+    scorer: Scorer
+    value: Tensor
+    baseline: Tensor
+    cells: Tensor
+    progress: bool
+    options: dict[str, Any]
+    backwards: int = 0
+
+    @property
+    def axes(self) -> list[Axis]:
+        return self.scorer.axes
+
+    @property
+    def widths(self) -> list[int]:
+        """Dimensions of `value` whose numbers stand at one place."""
+        return [i + 1 for i, axis in enumerate(self.axes) if axis.name in WIDTHS]
+
+    def count(self, name: str, default: int) -> int:
+        """An option that counts something."""
+        n = self.options.pop(name, default)
+        if not isinstance(n, int) or isinstance(n, bool) or n < 1:
+            raise VltError(f"{name} = {n!r}; expected a whole number from 1 on")
+        return n
+
+    def leaf(self) -> Tensor:
+        return self.value.detach().clone().requires_grad_()
+
+    def batches(self, total: int, what: str) -> Any:
+        """Sizes of batches that come to `total`, with a bar."""
+        with tqdm(total=total, desc=what, disable=not self.progress, leave=False) as bar:
+            for done in range(0, total, self.scorer.batch):
+                yield (size := min(self.scorer.batch, total - done))
+                bar.update(size)
+
+
+def cells(axes: list[Axis], value: Tensor, sizes: Mapping[str, int]) -> Tensor:
+    """Numbers the places that go together, from 0 without gaps: `sizes` of them side by side along each axis."""
+    names = [axis.name for axis in axes if axis.name not in WIDTHS]
+    if unknown := set(sizes) - set(names):
+        raise VltError(f"cells: no axis {unknown.pop()!r}; {nearest('', names)}")
+    number = torch.zeros((1,) * value.ndim, dtype=torch.int64)
+    for i, axis in enumerate(axes):
+        if axis.name in WIDTHS:
+            continue
+        size = sizes.get(axis.name, 1)
+        if not isinstance(size, int) or not size >= 1:
+            raise VltError(f"cells: {axis.name} = {size!r}; expected a number of places from 1 on")
+        along = (torch.arange(axis.size) // size).view([-1 if j == i + 1 else 1 for j in range(value.ndim)])
+        number = number * (int(along.max()) + 1) + along
+    return number.expand(value.shape).contiguous().to(value.device)
+
+
+# ---------------------------------------------------------------------- gradients
+
+
+def saliency(task: Task) -> Tensor:
+    """|d score / d x|, summed over a place (Simonyan et al., arXiv 1312.6034). Unsigned."""
+    return _gradient(task, captum.attr.Saliency)
+
+
+def gradient_x_input(task: Task) -> Tensor:
+    """x * d score / d x (Shrikumar et al., arXiv 1605.01713)."""
+    return _gradient(task, captum.attr.InputXGradient)
+
+
+def _gradient(task: Task, kind: Any) -> Tensor:
+    with torch.enable_grad():
+        out = kind(task.scorer).attribute(task.leaf())
+    task.backwards += 1
+    return _places(task, out.detach())
+
+
+def integrated_gradients(task: Task) -> Tensor:
+    """Gradients along the line from the baseline, times its length (Sundararajan et al., arXiv 1703.01365). n_steps: on
+    the line (32)."""
+    steps = task.count("n_steps", 32)
+    with torch.enable_grad():
+        method = captum.attr.IntegratedGradients(task.scorer)
+        out = method.attribute(task.leaf(), task.baseline, n_steps=steps, internal_batch_size=task.scorer.batch)
+    task.backwards += steps
+    return _places(task, out.detach())
+
+
+def smoothgrad(task: Task) -> Tensor:
+    """Size of the mean gradient under noise (Smilkov et al., arXiv 1706.03825). Unsigned. n_samples (25); deviation: of
+    the noise, in root mean squares of what the values differ from the baseline by (0.1)."""
+    count, deviation = task.count("n_samples", 25), float(task.options.pop("deviation", 0.1))
+    total = torch.zeros_like(task.value)
+    with torch.enable_grad():
+        method = captum.attr.NoiseTunnel(captum.attr.Saliency(task.scorer))
+        noise = deviation * float((task.value - task.baseline).square().mean().sqrt())
+        for size in task.batches(count, "smoothgrad"):
+            out = method.attribute(task.leaf(), nt_type="smoothgrad", stdevs=noise, nt_samples=size, abs=False)
+            total += out.detach() * size
+    task.backwards += count
+    return _places(task, total.abs() / count)
+
+
+def gradient_shap(task: Task) -> Tensor:
+    """Expected gradients: integrated ones at random places of the line (Lundberg and Lee, arXiv 1705.07874). n_samples
+    (25). The nearest to DeepLIFT here: captum's needs every non-linearity to be a module, and attention's is none."""
+    count = task.count("n_samples", 25)
+    total = torch.zeros_like(task.value)
+    with torch.enable_grad():
+        method = captum.attr.GradientShap(task.scorer)
+        for size in task.batches(count, "gradient_shap"):
+            total += method.attribute(task.leaf(), task.baseline, n_samples=size).detach() * size
+    task.backwards += count
+    return _places(task, total / count)
+
+
+def grad_cam(task: Task) -> Tensor:
+    """Grad-CAM (Selvaraju et al., arXiv 1610.02391): a place's numbers, weighted by their gradients' mean over the places
+    of one frame or segment, where above 0. Unsigned."""
+    if len(task.widths) != 1 or task.scorer.at in ("frames", "spectrograms"):
+        raise VltError(f"grad_cam needs a stage of features, such as 'patches' or 'frame_tokens'; got {task.scorer.at!r}")
+    (width,) = task.widths
+    with torch.enable_grad():
+        x = task.leaf()
+        (slope,) = torch.autograd.grad(task.scorer(x).sum(), x)
+    task.backwards += 1
+    first = 2 if x.ndim == 4 else 1  # each frame is a picture of its own
+    weight = slope.mean(dim=[i for i in range(first, x.ndim) if i != width], keepdim=True)
+    return (weight * x.detach()).sum(dim=width).clamp(min=0)[0]
+
+
+def _places(task: Task, x: Tensor) -> Tensor:
+    """Summed over what stands at one place, without the clip axis."""
+    return x.sum(dim=task.widths)[0] if task.widths else x[0]
+
+
+# ---------------------------------------------------------------------- taking away
+
+
+def occlusion(task: Task) -> Tensor:
+    """What is lost when a window is as in the baseline, the windows that cover a place averaged (Zeiler and Fergus, arXiv
+    1311.2901). Windows are as large as cells. stride: axis -> step (half a cell)."""
+    strides = dict(task.options.pop("stride", {}))
+    if unknown := set(strides) - {axis.name for axis in task.axes}:
+        raise VltError(f"stride: {task.scorer.at!r} has no axis {unknown.pop()!r}")
+    window, step = [], []
+    for i, axis in enumerate(task.axes):
+        side = axis.size if axis.name in WIDTHS else _side(task.cells, i + 1)
+        window.append(side)
+        step.append(side if axis.name in WIDTHS else int(strides.get(axis.name, max(side // 2, 1))))
+        if not 1 <= step[-1] <= side:
+            raise VltError(f"stride: {axis.name} = {step[-1]}; expected 1 to the cells' {side}, so that no place is left out")
+    out = captum.attr.Occlusion(task.scorer).attribute(
+        task.value,
+        sliding_window_shapes=tuple(window),
+        strides=tuple(step),
+        baselines=task.baseline,
+        perturbations_per_eval=task.scorer.batch,
+        show_progress=task.progress,
+    )
+    return out.mean(dim=task.widths)[0] if task.widths else out[0]
+
+
+def _side(numbers: Tensor, dim: int) -> int:
+    """How many places along an axis are of the first cell."""
+    line = numbers.movedim(dim, 0).reshape(numbers.shape[dim], -1)[:, 0]
+    return int((line == line[0]).sum())
+
+
+def ablation(task: Task) -> Tensor:
+    """What is lost when one cell is as in the baseline."""
+    return _by_cell(task, captum.attr.FeatureAblation)
+
+
+def shapley_sampling(task: Task) -> Tensor:
+    """Shapley values: what a cell adds, over random orders in which cells come in (Castro et al. 2009). n_samples: orders
+    (25)."""
+    return _by_cell(task, captum.attr.ShapleyValueSampling, n_samples=task.count("n_samples", 25))
+
+
+def kernel_shap(task: Task) -> Tensor:
+    """Shapley values by weighted regression on random sets of cells (Lundberg and Lee, arXiv 1705.07874). n_samples: sets
+    (by default 8 times the cells, 200 at least)."""
+    count = task.count("n_samples", max(200, 8 * (int(task.cells.max()) + 1)))
+    return _by_cell(task, captum.attr.KernelShap, n_samples=count)
+
+
+def _by_cell(task: Task, kind: Any, **options: Any) -> Tensor:
+    options |= {"feature_mask": task.cells, "perturbations_per_eval": task.scorer.batch, "show_progress": task.progress}
+    out = kind(task.scorer).attribute(task.value, baselines=task.baseline, **options)
+    shares = out / torch.bincount(task.cells.flatten())[task.cells]  # captum gives every number its whole cell's value
+    return _places(task, shares)
