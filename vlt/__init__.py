@@ -7,8 +7,9 @@ model.run({"clip": clip}, want=["video_prefix"])
 """
 
 from vlt.errors import VltError
+from vlt.explain.attribution import attribute
+from vlt.explain.faithfulness import faithfulness
 from vlt.inputs.clip import Clip
-from vlt.model.config import VideoLlamaConfig
 from vlt.model.load import load
 from vlt.model.stages import STAGES
 from vlt.model.video_llama import VideoLlama
@@ -22,9 +23,10 @@ __all__ = [
     "STAGES",
     "Clip",
     "VideoLlama",
-    "VideoLlamaConfig",
     "VltError",
+    "attribute",
     "edits",
+    "faithfulness",
     "interaction",
     "load",
     "path",

@@ -14,9 +14,11 @@ from torch import Tensor
 from vlt.errors import VltError, nearest
 from vlt.explain import attention, methods
 from vlt.explain.methods import Task
-from vlt.explain.scorer import WIDTHS, Target, scorer
+from vlt.explain.scorer import PARTS, WIDTHS, Target, scorer
 from vlt.probe.labels import labelled
 from vlt.probe.trace import Trace
+from vlt.view import figures
+from vlt.view.drawing import WARNS, Figure
 
 METHODS = {
     method.__name__: method
@@ -36,6 +38,7 @@ METHODS = {
         attention.relevance,
     )
 }
+READ_ATTENTION = ("attention", "rollout", "relevance")
 # Whose heat sums to what the whole brings over the baseline.
 COMPLETE = ("integrated_gradients", "gradient_shap", "shapley_sampling", "kernel_shap")
 # Along which axes an eighth of the third (height, or mel) is one cell, where `cells` does not tell otherwise.
@@ -45,9 +48,10 @@ EIGHTHS = {"frames": ("height", "width"), "spectrograms": ("mel", "time")}
 @dataclasses.dataclass(frozen=True)
 class Attribution:
     """heat: what each place brings [the stage's axes without its width], above 0 where it speaks for the target; of methods
-    that are said to be unsigned, only how much. run, at, method, target, baseline: what was asked. score: of the target;
-    score_without: of the baseline. error: by how much the heat's sum misses their difference (completeness), nan where
-    the method promises none. forwards, backwards: rows that went through the language model; seconds: it took."""
+    that are said to be unsigned, only how much. run, at, method, target, baseline, options, seed: what was asked. score:
+    of the target; score_without: of the baseline. error: by how much the heat's sum misses their difference
+    (completeness), nan where the method promises none. forwards, backwards: rows that went through the language model;
+    seconds: it took."""
 
     heat: xr.DataArray
     run: Trace = dataclasses.field(repr=False)
@@ -55,6 +59,8 @@ class Attribution:
     method: str
     target: Target
     baseline: str
+    options: dict[str, Any]
+    seed: int
     score: float
     score_without: float
     error: float
@@ -62,6 +68,23 @@ class Attribution:
     backwards: int
     seconds: float
     task: Task = dataclasses.field(repr=False)
+
+    def figure(self, faithfulness: Any = None) -> Figure:
+        """The heat over the frames, the spectrogram, the words, or as bars; with what `vlt.faithfulness` found, under a
+        map that does not beat random ones there stands a warning."""
+        note = f"{self.method.replace('_', ' ')} at {self.at}; baseline: {self.baseline}"
+        if faithfulness is not None and faithfulness.warning:
+            note += f"\n{WARNS} {faithfulness.warning}"
+        heat, kinds = self.heat, set(self.heat.dims)
+        if self.at == PARTS:
+            return figures.parts(heat, note=note)
+        if "token" in kinds:
+            return figures.over_tokens(self.run, heat, note=note)
+        if kinds & {"frame", "frame_token"}:
+            return figures.over_frames(self.run, heat, note=note)
+        if "segment" in kinds:
+            return figures.over_sound(self.run, heat, note=note)
+        raise VltError(f"heat at {self.at!r} has no picture: its axes are {', '.join(map(str, heat.dims))}; read .heat")
 
 
 def attribute(
@@ -101,18 +124,20 @@ def attribute(
     without, name = score.without(baseline)
     sizes = _eighths(score.value, at) if cells is None else cells
     task = Task(score, score.value, without, methods.cells(score.axes, score.value, sizes), progress, dict(options))
-    heat = _heat(method, task, seed)
+    heat = heat_of(method, task, seed)
     passes = score.forwards
     with torch.no_grad():
         whole, rest = (float(s) for s in score(torch.cat([score.value, without])))
     error = float(heat.double().sum()) - (whole - rest) if method in COMPLETE else float("nan")
     array = labelled(heat, [axis for axis in score.axes if axis.name not in WIDTHS], method)
-    array.attrs["long_name"] = f"{method.replace('_', ' ')} for {_told(run, target)}"
+    array.attrs["long_name"] = f"heat for {_told(run, target)}"
     seconds = time.perf_counter() - start
-    return Attribution(array, run, at, method, target, name, whole, rest, error, passes, task.backwards, seconds, task)
+    told = (array, run, at, method, target, name, options, seed, whole, rest, error)
+    return Attribution(*told, passes, task.backwards, seconds, task)
 
 
-def _heat(method: str, task: Task, seed: int) -> Tensor:
+def heat_of(method: str, task: Task, seed: int) -> Tensor:
+    """Runs a method [the stage's axes without its width] float32; its draws are the same for the same seed."""
     devices = [task.value.device] if task.value.is_cuda else []
     with torch.random.fork_rng(devices=devices), torch.no_grad():
         torch.manual_seed(seed)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import captum.attr
@@ -39,6 +41,10 @@ class Task:
         """Dimensions of `value` whose numbers stand at one place."""
         return [i + 1 for i, axis in enumerate(self.axes) if axis.name in WIDTHS]
 
+    @property
+    def n_cells(self) -> int:
+        return int(self.cells.max()) + 1
+
     def count(self, name: str, default: int) -> int:
         """An option that counts something."""
         n = self.options.pop(name, default)
@@ -49,12 +55,16 @@ class Task:
     def leaf(self) -> Tensor:
         return self.value.detach().clone().requires_grad_()
 
-    def batches(self, total: int, what: str) -> Any:
-        """Sizes of batches that come to `total`, with a bar."""
-        with tqdm(total=total, desc=what, disable=not self.progress, leave=False) as bar:
-            for done in range(0, total, self.scorer.batch):
-                yield (size := min(self.scorer.batch, total - done))
-                bar.update(size)
+    def batches(self, total: int) -> Iterator[int]:
+        """Sizes of batches that come to `total`."""
+        for done in range(0, total, self.scorer.batch):
+            yield min(self.scorer.batch, total - done)
+
+    @contextmanager
+    def bar(self, total: int) -> Iterator[None]:
+        """Shows how many of `total` rows have been scored, and how long the rest will take."""
+        with tqdm(total=total, desc="attribution", unit="row", disable=not self.progress, leave=False) as self.scorer.bar:
+            yield
 
 
 def cells(axes: list[Axis], value: Tensor, sizes: Mapping[str, int]) -> Tensor:
@@ -98,7 +108,7 @@ def integrated_gradients(task: Task) -> Tensor:
     """Gradients along the line from the baseline, times its length (Sundararajan et al., arXiv 1703.01365). n_steps: on
     the line (32)."""
     steps = task.count("n_steps", 32)
-    with torch.enable_grad():
+    with torch.enable_grad(), task.bar(steps):
         method = captum.attr.IntegratedGradients(task.scorer)
         out = method.attribute(task.leaf(), task.baseline, n_steps=steps, internal_batch_size=task.scorer.batch)
     task.backwards += steps
@@ -110,10 +120,10 @@ def smoothgrad(task: Task) -> Tensor:
     the noise, in root mean squares of what the values differ from the baseline by (0.1)."""
     count, deviation = task.count("n_samples", 25), float(task.options.pop("deviation", 0.1))
     total = torch.zeros_like(task.value)
-    with torch.enable_grad():
+    with torch.enable_grad(), task.bar(count):
         method = captum.attr.NoiseTunnel(captum.attr.Saliency(task.scorer))
         noise = deviation * float((task.value - task.baseline).square().mean().sqrt())
-        for size in task.batches(count, "smoothgrad"):
+        for size in task.batches(count):
             out = method.attribute(task.leaf(), nt_type="smoothgrad", stdevs=noise, nt_samples=size, abs=False)
             total += out.detach() * size
     task.backwards += count
@@ -125,9 +135,9 @@ def gradient_shap(task: Task) -> Tensor:
     (25). The nearest to DeepLIFT here: captum's needs every non-linearity to be a module, and attention's is none."""
     count = task.count("n_samples", 25)
     total = torch.zeros_like(task.value)
-    with torch.enable_grad():
+    with torch.enable_grad(), task.bar(count):
         method = captum.attr.GradientShap(task.scorer)
-        for size in task.batches(count, "gradient_shap"):
+        for size in task.batches(count):
             total += method.attribute(task.leaf(), task.baseline, n_samples=size).detach() * size
     task.backwards += count
     return _places(task, total / count)
@@ -169,14 +179,15 @@ def occlusion(task: Task) -> Tensor:
         step.append(side if axis.name in WIDTHS else int(strides.get(axis.name, max(side // 2, 1))))
         if not 1 <= step[-1] <= side:
             raise VltError(f"stride: {axis.name} = {step[-1]}; expected 1 to the cells' {side}, so that no place is left out")
-    out = captum.attr.Occlusion(task.scorer).attribute(
-        task.value,
-        sliding_window_shapes=tuple(window),
-        strides=tuple(step),
-        baselines=task.baseline,
-        perturbations_per_eval=task.scorer.batch,
-        show_progress=task.progress,
-    )
+    sizes = zip(task.value.shape[1:], window, step, strict=True)
+    with task.bar(1 + math.prod(1 + math.ceil((size - side) / far) for size, side, far in sizes)):
+        out = captum.attr.Occlusion(task.scorer).attribute(
+            task.value,
+            sliding_window_shapes=tuple(window),
+            strides=tuple(step),
+            baselines=task.baseline,
+            perturbations_per_eval=task.scorer.batch,
+        )
     return out.mean(dim=task.widths)[0] if task.widths else out[0]
 
 
@@ -188,24 +199,26 @@ def _side(numbers: Tensor, dim: int) -> int:
 
 def ablation(task: Task) -> Tensor:
     """What is lost when one cell is as in the baseline."""
-    return _by_cell(task, captum.attr.FeatureAblation)
+    return _by_cell(task, captum.attr.FeatureAblation, 1 + task.n_cells)
 
 
 def shapley_sampling(task: Task) -> Tensor:
     """Shapley values: what a cell adds, over random orders in which cells come in (Castro et al. 2009). n_samples: orders
     (25)."""
-    return _by_cell(task, captum.attr.ShapleyValueSampling, n_samples=task.count("n_samples", 25))
+    orders = task.count("n_samples", 25)
+    return _by_cell(task, captum.attr.ShapleyValueSampling, 1 + orders * task.n_cells, n_samples=orders)
 
 
 def kernel_shap(task: Task) -> Tensor:
     """Shapley values by weighted regression on random sets of cells (Lundberg and Lee, arXiv 1705.07874). n_samples: sets
     (by default 8 times the cells, 200 at least)."""
-    count = task.count("n_samples", max(200, 8 * (int(task.cells.max()) + 1)))
-    return _by_cell(task, captum.attr.KernelShap, n_samples=count)
+    count = task.count("n_samples", max(200, 8 * task.n_cells))
+    return _by_cell(task, captum.attr.KernelShap, count, n_samples=count)
 
 
-def _by_cell(task: Task, kind: Any, **options: Any) -> Tensor:
-    options |= {"feature_mask": task.cells, "perturbations_per_eval": task.scorer.batch, "show_progress": task.progress}
-    out = kind(task.scorer).attribute(task.value, baselines=task.baseline, **options)
+def _by_cell(task: Task, kind: Any, rows: int, **options: Any) -> Tensor:
+    options |= {"feature_mask": task.cells, "perturbations_per_eval": task.scorer.batch}
+    with task.bar(rows):
+        out = kind(task.scorer).attribute(task.value, baselines=task.baseline, **options)
     shares = out / torch.bincount(task.cells.flatten())[task.cells]  # captum gives every number its whole cell's value
     return _places(task, shares)

@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from vlt.errors import VltError, nearest
 from vlt.model import stages
@@ -25,6 +27,8 @@ Target = str | int | tuple[str, str]
 PARTS = "parts"
 PLACES = (*ENCODERS, "prefix", PARTS)
 BASELINES = ("blank", "zero", "mean")
+# Stages whose frames or segments are encoded one by one, and where that ends.
+ENCODED = {"frames": "image_queries", "spectrograms": "audio_features"}
 # Axes whose numbers stand at one place together.
 WIDTHS = ("channel", "vision_width", "qformer_width", "audio_qformer_width", "joint_width", "llm_width")
 
@@ -36,6 +40,20 @@ def scorer(run: Trace, at: str, target: Target = "answer", batch: int = 16) -> S
     return (Parts if at == PARTS else Scorer)(run, at, target, batch)
 
 
+def replaced(run: Trace, values: Mapping[str, Tensor]) -> Trace:
+    """The same run, in which nothing is there but these stages [1, ...], and all else is computed anew from them."""
+    other = copy.copy(run)
+    other.parent = None
+    other.values, other.seconds = dict(values), {}
+    return other
+
+
+def beside(run: Trace, at: Collection[str]) -> dict[str, Tensor]:
+    """The soft tokens that none of these stages lead to."""
+    told = {stages.branch(stage) for stage in at}
+    return {f"{b}_prefix": run.stage(f"{b}_prefix") for b in dict.fromkeys(run.prompt.branches) if b not in told}
+
+
 class Scorer:
     """score(x [n, ...]) -> [n] float32: how much the model is for the target, with x in place of a stage's numbers.
 
@@ -45,7 +63,7 @@ class Scorer:
     at: the stage. target: "answer", log p of the whole answer, its stop sign included; a word of the answer (its number
     or text), log p of it; or two words ("bell", "buzz"), log p of the first, which the answer has, minus log p of the
     second in its place. batch: rows that are computed at a time where no gradient is asked for. value: what is there
-    [1, ...]. forwards: rows so far.
+    [1, ...]. forwards: rows so far; bar: it shows them.
     """
 
     def __init__(self, run: Trace, at: str, target: Target, batch: int) -> None:
@@ -53,17 +71,13 @@ class Scorer:
             raise VltError(f"batch {batch!r}; expected a number of rows from 1 on")
         self.run, self.at, self.target, self.batch, self.forwards = run, at, target, batch, 0
         self.reader = _reader(run, target)
+        self.bar = tqdm(disable=True)
         with torch.no_grad():
             self.value = self._value()
-            self._shared = {name: run.stage(name) for name in self._beside()}
+            self._shared = beside(run, [at]) if at in ENCODERS else {}
 
     def _value(self) -> Tensor:
         return self.run.stage(self.at)
-
-    def _beside(self) -> list[str]:
-        """What does not follow from the stage, and is needed behind it: the other branch's soft tokens."""
-        branches = dict.fromkeys(self.run.prompt.branches) if self.at != "prefix" else ()
-        return [f"{b}_prefix" for b in branches if b != stages.branch(self.at)]
 
     @property
     def axes(self) -> list[Axis]:
@@ -75,6 +89,7 @@ class Scorer:
 
     def _scores(self, x: Tensor) -> Tensor:
         self.forwards += len(x)
+        self.bar.update(len(x))
         own = self.run.row
         rows = self._rows(x)
         return torch.stack([self.reader(logits[own.begin - 1 :]) for logits in language.read(rows, len(rows))])
@@ -82,16 +97,33 @@ class Scorer:
     def _rows(self, x: Tensor) -> list[Row]:
         own = self.run.row
         if self.at == "prefix":
-            return [Row(self._with({}), own.ids, given=each, known=own.axis) for each in x]
-        return [Row(self._with({self.at: each[None]}), own.ids, known=own.axis) for each in x]
+            return [Row(replaced(self.run, self._shared), own.ids, given=each, known=own.axis) for each in x]
+        at = self.at
+        if not (torch.is_grad_enabled() and x.requires_grad) and self._apart:
+            at, x = ENCODED[at], self._encoded(x)
+        return [Row(replaced(self.run, {**self._shared, at: each[None]}), own.ids, known=own.axis) for each in x]
 
-    def _with(self, values: dict[str, Tensor]) -> Trace:
-        """The same run, in which nothing is there but these values and what they do not change."""
-        other = copy.copy(self.run)
-        other.parent = None  # everything that follows is computed anew
-        other.values = {**self._shared, **values}
-        other.seconds = {}
-        return other
+    @cached_property
+    def _apart(self) -> bool:
+        """Can a frame, or segment, be encoded without the others? Edits behind the stage might tell them apart."""
+        if self.at not in ENCODED:
+            return False
+        order = list(stages.STAGES)
+        between = order[order.index(self.at) + 1 : order.index(ENCODED[self.at]) + 1]
+        return not any(stage in between for edit in self.run.applied for stage in edit.stages)
+
+    def _encoded(self, x: Tensor) -> Tensor:
+        """Encodes only the frames, or segments, that differ from what is there."""
+        changed = (x != self.value).flatten(2).any(-1)
+        out = self.run.stage(ENCODED[self.at]).repeat(len(x), *[1] * (self.run.stage(ENCODED[self.at]).ndim - 1))
+        if changed.any():
+            out[changed] = torch.cat(
+                [
+                    replaced(self.run, {self.at: part[None]}).stage(ENCODED[self.at])[0]
+                    for part in x[changed].split(self.value.shape[1])
+                ]
+            )
+        return out
 
     # ------------------------------------------------------------------ what is there when nothing is
 
@@ -150,9 +182,6 @@ class Parts(Scorer):
         self._counts = {b: run.axes_of({"video": "frames", "audio": "spectrograms"}[b])[0].size for b in self._full}
         return torch.ones(1, sum(self._counts.values()) + len(self._words), device=run.model.device)
 
-    def _beside(self) -> list[str]:
-        return []
-
     @property
     def axes(self) -> list[Axis]:
         run, words = self.run, self.run.tokens.coordinates["word"]
@@ -172,7 +201,7 @@ class Parts(Scorer):
 
     def _rows(self, x: Tensor) -> list[Row]:
         own = self.run.row
-        rows = [Row(self._with(self._mixed(each)), own.ids, known=own.axis) for each in x]
+        rows = [Row(replaced(self.run, self._mixed(each)), own.ids, known=own.axis) for each in x]
         language.encode(rows, len(rows))
         empty = self._mean_word()
         for row, each in zip(rows, x, strict=True):

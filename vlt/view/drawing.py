@@ -224,6 +224,30 @@ def colour_bar(figure: Any, scale: Scale, label: str, **where: Any) -> Any:
     return bar
 
 
+NOTE = 0.2  # inches that a line of notes takes
+WARNS = "⚠"
+
+
+def height_of(note: str) -> float:
+    """Inches that a note takes."""
+    return NOTE * (note.count("\n") + 1) if note else 0.0
+
+
+def noted(figure: Figure, note: str) -> Figure:
+    """With lines of text at the lower edge; one that begins with ⚠ is a warning, in red, and comes first in the alt text."""
+    if not note:
+        return figure
+    tall, room = figure.get_figheight(), height_of(note)
+    if (engine := figure.get_layout_engine()) is not None:
+        engine.set(rect=(0, room / tall, 1, 1 - room / tall))  # type: ignore[call-arg]
+    for i, line in enumerate(note.split("\n")):
+        look: dict[str, Any] = {"weight": "bold", "color": "#B00020"} if line.startswith(WARNS) else {"color": "0.25"}
+        at = (0.06 / figure.get_figwidth(), (room - NOTE * i - 0.03) / tall)
+        figure.text(*at, line, fontsize=SMALL, ha="left", va="top", parse_math=False, **look)
+        figure.alt = f"Warning:{line.removeprefix(WARNS)} {figure.alt}" if line.startswith(WARNS) else f"{figure.alt} {line}"
+    return figure
+
+
 def shown(word: str, longest: int = 28) -> str:
     """A token as one can see it: white space and what cannot be printed as signs."""
     text = word.strip(" ") or ("␣" if word else "")

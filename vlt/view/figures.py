@@ -32,15 +32,31 @@ from vlt.view.drawing import (
     Scale,
     colour_bar,
     heat_of,
+    height_of,
+    noted,
     numbers,
     save,
     shown,
     signed,
     tidy,
 )
+from vlt.view.explanations import curves, parts
 from vlt.view.heads import attention
 
-__all__ = ["Figure", "attention", "interaction", "lens", "over_frames", "over_sound", "over_tokens", "path", "save", "sweep"]
+__all__ = [
+    "Figure",
+    "attention",
+    "curves",
+    "interaction",
+    "lens",
+    "over_frames",
+    "over_sound",
+    "over_tokens",
+    "parts",
+    "path",
+    "save",
+    "sweep",
+]
 
 # Bars of two kinds.
 LOOKS: tuple[dict[str, Any], ...] = (
@@ -52,37 +68,38 @@ MOST = 30  # tokens of a lens beside each other
 # ---------------------------------------------------------------------- heat on the input
 
 
-def over_frames(run: Trace, heat: xr.DataArray, what: str = "", top: float | None = None) -> Figure:
+def over_frames(run: Trace, heat: xr.DataArray, what: str = "", top: float | None = None, note: str = "") -> Figure:
     """Heat over the run's frames, each with its number and its time in seconds.
 
     heat: [frame, patch_row, patch_column], drawn as colours on the frames in grey; or [frame] or [frame, image_query],
     drawn as bars. [frame, patch] and [frame_token], as attention has them, are unfolded; class tokens have no place on a
-    picture and are left out. what: heat is, in words ("relevance for 'bell'"); by default the array's long name. top: end
-    of the scale, by default the greatest heat; the same for figures that are to be compared. Raises `VltError` for other
-    axes, for numbers that are not finite, and for a run without video.
+    picture and are left out. [frame, height, width] is heat on pixels. what: heat is, in words ("relevance for 'bell'"); by
+    default the array's long name. top: end of the scale, by default the greatest heat; the same for figures that are to be
+    compared. note: lines under it, a warning where one begins with ⚠. Raises `VltError` for other axes, for numbers that
+    are not finite, and for a run without video.
     """
     strips.check_run(run, "over_frames")
     heat = heat_of(heat, strips.ON_FRAMES, "over_frames")
-    figure = Figure(strips.frames_width(heat), strips.frames_height(heat) + 0.1)
+    figure = Figure(strips.frames_width(heat), strips.frames_height(heat) + 0.1 + height_of(note))
     figure.alt = strips.frames(strips.Strip(figure, 0.0, strips.what_of(heat, what)), run, heat, top)
-    return figure
+    return noted(figure, note)
 
 
-def over_sound(run: Trace, heat: xr.DataArray, what: str = "", top: float | None = None) -> Figure:
+def over_sound(run: Trace, heat: xr.DataArray, what: str = "", top: float | None = None, note: str = "") -> Figure:
     """Heat over the run's spectrograms (mel bins in Hz, power in dB) along the time of its sound in seconds.
 
-    heat: [segment, mel_row, time_column], drawn as colours; or [segment], as bars. [segment, sound_patch_seen], as
-    attention has it, is unfolded; the class token and ImageBind's extra key are left out. Segments that overlap, or lie
-    far apart, stand side by side, each with its start. Arguments and errors as of `over_frames`.
+    heat: [segment, mel_row, time_column] or [segment, mel, time], drawn as colours; or [segment], as bars. [segment,
+    sound_patch_seen], as attention has it, is unfolded; the class token and ImageBind's extra key are left out. Segments
+    that overlap, or lie far apart, stand side by side, each with its start. Arguments and errors as of `over_frames`.
     """
     strips.check_run(run, "over_sound")
     heat = heat_of(heat, strips.ON_SOUND, "over_sound")
-    figure = Figure(WIDTH, strips.sound_height(heat) + 0.1)
+    figure = Figure(WIDTH, strips.sound_height(heat) + 0.1 + height_of(note))
     figure.alt = strips.sound(strips.Strip(figure, 0.0, strips.what_of(heat, what)), run, heat, top)
-    return figure
+    return noted(figure, note)
 
 
-def over_tokens(run: Trace, heat: xr.DataArray, what: str = "", top: float | None = None) -> Figure:
+def over_tokens(run: Trace, heat: xr.DataArray, what: str = "", top: float | None = None, note: str = "") -> Figure:
     """Heat over the language model's tokens, as words on colours, group by group; soft tokens are blocks with their
     numbers. ␣ is white space, ⏎ a new line.
 
@@ -92,9 +109,9 @@ def over_tokens(run: Trace, heat: xr.DataArray, what: str = "", top: float | Non
     strips.check_run(run, "over_tokens")
     heat = heat_of(heat, strips.ON_TOKENS, "over_tokens")
     text = strips.Text(run, heat)
-    figure = Figure(WIDTH, max(text.height, 1.0) + 0.1)
+    figure = Figure(WIDTH, max(text.height, 1.0) + 0.1 + height_of(note))
     figure.alt = strips.tokens(strips.Strip(figure, 0.0, strips.what_of(heat, what)), text, heat, top)
-    return figure
+    return noted(figure, note)
 
 
 def path(run: Trace, found: xr.Dataset) -> Figure:

@@ -44,8 +44,8 @@ LINE = 8  # frames beside each other
 BARS = 0.75  # inches, height of an axis of bars
 ALPHA = 0.7  # of heat, so that what it lies on is seen through
 
-ON_FRAMES = (("frame", "patch_row", "patch_column"), ("frame", "image_query"), ("frame",))
-ON_SOUND = (("segment", "mel_row", "time_column"), ("segment",))
+ON_FRAMES = (("frame", "patch_row", "patch_column"), ("frame", "height", "width"), ("frame", "image_query"), ("frame",))
+ON_SOUND = (("segment", "mel_row", "time_column"), ("segment", "mel", "time"), ("segment",))
 ON_TOKENS = (("token",), ("token_seen",))
 
 
@@ -73,11 +73,13 @@ def what_of(heat: xr.DataArray, what: str) -> str:
     return what or str(heat.attrs.get("long_name", "heat"))
 
 
-def check_grid(heat: xr.DataArray, patches: tuple[int, ...], who: str) -> None:
-    """patches: rows and columns of the run's own."""
-    if heat.ndim == 3 and heat.shape[1:] != patches:
-        came, there = (f"{rows} x {columns}" for rows, columns in (heat.shape[1:], patches))
-        raise VltError(f"{who}: this heat has {came} patches, the run's pictures have {there}: rows x columns")
+def check_grid(heat: xr.DataArray, patches: tuple[int, ...], pixels: tuple[int, ...], who: str) -> None:
+    """patches, pixels: rows and columns of the run's own."""
+    fine = heat.dims[-1] in ("width", "time")
+    if heat.ndim == 3 and heat.shape[1:] != (pixels if fine else patches):
+        came, there = (f"{rows} x {columns}" for rows, columns in (heat.shape[1:], pixels if fine else patches))
+        what = "places" if fine else "patches"
+        raise VltError(f"{who}: this heat has {came} {what}, the run's pictures have {there}: rows x columns")
 
 
 # ---------------------------------------------------------------------- frames
@@ -114,7 +116,8 @@ def frames(strip: Strip, run: Trace, heat: xr.DataArray, top: float | None = Non
     value, axes_of = run.reading("frames")
     at = places(heat, "frame", axes_of[0].size, "over_frames")
     patches = run.axes_of("patches")[1].coordinates
-    check_grid(heat, (int(patches["patch_row"].max()) + 1, int(patches["patch_column"].max()) + 1), "over_frames")
+    grid = (int(patches["patch_row"].max()) + 1, int(patches["patch_column"].max()) + 1)
+    check_grid(heat, grid, tuple(value.shape[-2:]), "over_frames")
     pixels = denormalise(value[at]).cpu().numpy()
     seconds = as_times(axes_of[0].coordinates["seconds"][at])
     scale = Scale.of(heat.values, top)
@@ -178,6 +181,7 @@ def _frames_alt(heat: xr.DataArray, at: np.ndarray, seconds: Sequence[str], what
     where = peak(heat)
     i = where["frame"]
     names = {"patch_row": "patch row", "patch_column": "column", "image_query": "image query"}
+    names |= {"height": "pixel row", "width": "column"}
     rest = "".join(f", {names[dim]} {where[dim]}" for dim in map(str, heat.dims[1:]))
     over = f"{what} over {len(at)} frame{'s' * (len(at) > 1)}"
     return finding(heat, over, f"at frame {at[i]} ({seconds[i]} s){rest}")
@@ -200,7 +204,10 @@ def sound(strip: Strip, run: Trace, heat: xr.DataArray, top: float | None = None
     at = places(heat, "segment", value.sizes["segment"], "over_sound")
     start, end = value["start"].values[at], value["end"].values[at]
     lay = Laid(run, start, end)
-    check_grid(heat, tuple((n - lay.kernel) // lay.stride + 1 for n in value.shape[2:]), "over_sound")
+    patches = tuple((n - lay.kernel) // lay.stride + 1 for n in value.shape[2:])
+    check_grid(heat, patches, tuple(value.shape[2:]), "over_sound")
+    if "mel" in heat.dims:
+        lay.kernel = lay.stride = 1
     decibels = 10 / np.log(10) * (value.values[at, 0] * audio.LOG_MEL_STD + audio.LOG_MEL_MEAN)
     low, high = decibels.min(), max(decibels.max(), decibels.min() + 1)
     loud = Scale(low, high, "Greys")
@@ -286,10 +293,11 @@ def _sound_alt(heat: xr.DataArray, at: np.ndarray, edges: list[str], lay: Laid, 
     i = where["segment"]
     text = f"in segment {at[i]} ({edges[i]} to {edges[len(at) + i]} s)"
     if heat.ndim == 3:
-        first, low = where["time_column"] * lay.stride, where["mel_row"] * lay.stride
+        low, first = (where[str(dim)] * lay.stride for dim in heat.dims[1:])
         seconds = audio.column_times(first + lay.kernel)[[first, -1]] + lay.start[i]
-        text += f", at {seconds[0]:.2f} to {seconds[1]:.2f} s"
-        text += f" and {hz[low]:.0f} to {hz[low + lay.kernel - 1]:.0f} Hz" if np.isfinite(hz).all() else ""
+        text += f", at {seconds[0]:.2f}{f' to {seconds[1]:.2f}' * (lay.kernel > 1)} s"
+        if np.isfinite(hz).all():
+            text += f" and {hz[low]:.0f}{f' to {hz[low + lay.kernel - 1]:.0f}' * (lay.kernel > 1)} Hz"
     return finding(heat, f"{what} over {len(at)} segment{'s' * (len(at) > 1)} of sound", text)
 
 

@@ -1,0 +1,113 @@
+"""`vlt explain`: heat on what was seen, heard and asked, how true it is, as figures and numbers."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from vlt.cli import terminal
+from vlt.errors import VltError, write_whole
+
+if TYPE_CHECKING:
+    from vlt.explain.attribution import Attribution
+    from vlt.explain.faithfulness import Faithfulness
+
+
+def explain(
+    clip: Annotated[Path, typer.Argument(help="A video, picture or sound file.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="A new folder for figures and numbers.", show_default=False)],
+    ask: Annotated[str, typer.Option(help="The question.")] = "What do you see, and what do you hear?",
+    at: Annotated[
+        list[str] | None,
+        typer.Option(help="A stage, or 'parts'; if not given parts, frames and spectrograms.", show_default=False),
+    ] = None,
+    method: Annotated[str, typer.Option(help="Of attribution; a wrong one lists all.")] = "occlusion",
+    target: Annotated[str, typer.Option(help="'answer', or a word of it.")] = "answer",
+    rather: Annotated[
+        str | None, typer.Option(help="The word that the target is said rather than.", show_default=False)
+    ] = None,
+    baseline: Annotated[str, typer.Option(help="What a place is without its content: blank, zero or mean.")] = "blank",
+    controls: Annotated[int, typer.Option(help="Maps that know nothing, to measure beside; 0 measures nothing.", min=0)] = 20,
+    model: Annotated[str, typer.Option(help="'box', a converted folder, or a hub name.")] = "box",
+    seed: Annotated[int, typer.Option(help="Of everything that is drawn.", min=0)] = 0,
+    batch: Annotated[int, typer.Option(help="Changed copies that are computed together.", min=1)] = 16,
+) -> None:
+    """Which of what it saw, heard and read made it say that: heat, and how true of the model that is."""
+    out = out.absolute()
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise VltError(f"{out}: exists, and is not an empty folder; give a new one")
+    if not out.parent.is_dir() or not os.access(out.parent, os.W_OK):
+        raise VltError(f"{out.parent}: is no folder that can be written in")
+    from vlt.explain.attribution import attribute
+    from vlt.explain.faithfulness import faithfulness
+    from vlt.inputs.clip import Clip
+    from vlt.model.load import load
+    from vlt.probe.trace import trace
+
+    run = trace(load(model), Clip(clip), ask)
+    own = {"video": "frames", "audio": "spectrograms"}
+    places = list(dict.fromkeys(at or ["parts", *(own[branch] for branch in sorted(set(run.prompt.branches), reverse=True))]))
+    wanted: Any = (target, rather) if rather is not None else target
+    found = []
+    for place in places:
+        heat = attribute(run, place, method, wanted, baseline=baseline, seed=seed, batch=batch)
+        found.append((heat, faithfulness(heat, controls=controls, seed=seed) if controls else None))
+    out.mkdir(exist_ok=True)
+    for heat, truth in found:
+        _write(out, heat, truth)
+    rows = [_row(*each) for each in found]
+    told = {"clip": str(clip), "question": ask, "answer": run.answer.text, "model": model, "target": wanted, "heat": rows}
+    write_whole(out / "explanation.json", json.dumps(told, indent=1, ensure_ascii=False) + "\n")
+    _print(run.answer.text, rows)
+    terminal.out.print(f"{out}: figures and numbers", highlight=False, markup=False, soft_wrap=True)
+
+
+def _write(out: Path, heat: Attribution, truth: Faithfulness | None) -> None:
+    from vlt.view import figures
+
+    figures.save(heat.figure(truth), out / f"{heat.at}.png")
+    if truth is not None:
+        figures.save(truth.figure(), out / f"{heat.at}-faithfulness.png")
+    write_whole(out / f"{heat.at}.csv", heat.heat.rename("heat").to_dataframe().to_csv())
+
+
+def _row(heat: Attribution, truth: Faithfulness | None) -> dict[str, Any]:
+    top = heat.heat.isel(heat.heat.argmax(...))
+    hottest = {name: value.values.tolist() for name, value in top.coords.items() if value.values.tolist() not in ("", None)}
+    row = {
+        "at": heat.at,
+        "method": heat.method,
+        "baseline": heat.baseline,
+        "score": heat.score,
+        "score_without": heat.score_without,
+        "error": None if heat.error != heat.error else heat.error,
+        "hottest": {name: value for name, value in hottest.items() if value == value},
+        "forwards": heat.forwards,
+        "backwards": heat.backwards,
+        "seconds": round(heat.seconds, 3),
+    }
+    if truth is not None:
+        row |= {"faithfulness": truth.table.to_dict("index"), "beats": truth.beats, "warning": truth.warning}
+    return row
+
+
+def _print(answer: str, rows: list[dict[str, Any]]) -> None:
+    terminal.out.print(f"[bold]answer[/bold]  {escape(terminal.printable(answer))}", highlight=False)
+    table = Table("at", "hottest", "score", "without", "deletion (random)", "insertion (random)", box=None, header_style="bold")
+    for row in rows:
+        hottest = ", ".join(f"{name} {value}" for name, value in row["hottest"].items())
+        measures = row.get("faithfulness", {})
+        shown = [f"{m['value']:.2f} ({m['random']:.2f})" for m in (measures.get(k) for k in ("deletion", "insertion")) if m]
+        table.add_row(
+            row["at"], escape(terminal.printable(hottest)), f"{row['score']:.2f}", f"{row['score_without']:.2f}", *shown
+        )
+    terminal.out.print(table)
+    for row in rows:
+        if row.get("warning"):
+            terminal.out.print(f"[bold red]{row['at']}[/bold red]  {row['warning']}", highlight=False)

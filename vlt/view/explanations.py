@@ -1,0 +1,98 @@
+"""Figures of explanations: heat on parts of what was seen, heard and asked, and how true a map is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from vlt.errors import VltError
+from vlt.view.drawing import (
+    COLOURS,
+    SIZE,
+    SMALL,
+    WIDTH,
+    Figure,
+    Scale,
+    finding,
+    folded,
+    height_of,
+    noted,
+    numbers,
+    shown,
+    tidy,
+    times,
+)
+
+_KINDS = {"frame": "time of the frame (s)", "segment": "start of the segment (s)", "word": "word of the question"}
+_LINES: dict[str, dict[str, Any]] = {
+    "own": {"color": COLOURS[0], "linewidth": 1.6},
+    "random": {"color": COLOURS[6], "linewidth": 0.9, "linestyle": "--"},
+    "shifted": {"color": COLOURS[1], "linewidth": 0.9, "linestyle": "-."},
+}
+
+
+def parts(heat: xr.DataArray, what: str = "", note: str = "") -> Figure:
+    """Heat on every frame, every segment of sound and every word of the question, as bars on one scale.
+
+    heat: [part], with coordinates kind, number, seconds, word. what: heat is, in words; by default the array's long name.
+    note: lines under it, a warning where it begins with ⚠. Raises `VltError` for another array.
+    """
+    if not isinstance(heat, xr.DataArray) or heat.dims != ("part",) or not {"kind", "seconds", "word"} <= set(heat.coords):
+        raise VltError(f"parts draws an array [part] with kinds and words; this is a {type(heat).__name__}")
+    values = numbers(heat, "parts").values
+    what = what or str(heat.attrs.get("long_name", "heat"))
+    kinds = [kind for kind in _KINDS if kind in heat["kind"].values]
+    counts = [int((heat["kind"] == kind).sum()) for kind in kinds]
+    figure = Figure(WIDTH, 1.9 + height_of(note), layout="constrained")
+    scale = Scale.of(values)
+    panels = figure.subplots(1, len(kinds), sharey=True, squeeze=False, width_ratios=counts)[0]
+    for colour, (kind, axes) in enumerate(zip(kinds, panels, strict=True)):
+        mine = np.flatnonzero(heat["kind"].values == kind)
+        tidy(axes).bar(range(len(mine)), values[mine], width=0.7, color=COLOURS[colour])
+        names = (
+            [shown(str(w), 14) for w in heat["word"].values[mine]] if kind == "word" else times(heat["seconds"].values[mine])
+        )
+        slant: dict[str, Any] = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if kind == "word" else {}
+        axes.set_xticks(range(len(mine)), names, parse_math=False, **slant)
+        axes.set_xlabel(_KINDS[kind], fontsize=SIZE)
+        axes.axhline(0, color="black", linewidth=0.6)
+    panels[0].yaxis.set_major_formatter(scale.number)
+    panels[0].set_ylabel(folded(scale.title(what), 1.3), fontsize=SIZE)
+    at = int(values.argmax())
+    word = str(heat["word"].values[at])
+    where = f"word '{shown(word)}'" if word else f"{heat['kind'].values[at]} {heat['number'].values[at]}"
+    figure.alt = finding(
+        heat, f"{what} over {' and '.join(f'{n} {k}s' for n, k in zip(counts, kinds, strict=True))}", f"at {where}"
+    )
+    return noted(figure, note)
+
+
+def curves(found: xr.DataArray, what: str = "", note: str = "") -> Figure:
+    """Deletion and insertion: the score as more and more of the hottest places are taken away, or put in; beside the map's
+    own curves those of maps that know nothing, with the band that holds 95 % of them.
+
+    found: `curves` of `vlt.faithfulness`, [curve, map, bound, fraction]. Raises `VltError` for another array.
+    """
+    if not isinstance(found, xr.DataArray) or set(found.dims) != {"curve", "map", "bound", "fraction"}:
+        raise VltError(f"curves draws an array [curve, map, bound, fraction]; this is a {type(found).__name__}")
+    numbers(found, "curves")
+    figure = Figure(WIDTH, 2.4 + height_of(note), layout="constrained")
+    panels = figure.subplots(1, found.sizes["curve"], sharey=True, squeeze=False)[0]
+    share = 100 * found["fraction"].values
+    said = []
+    for axes, curve in zip(panels, found["curve"].values, strict=True):
+        for name in found["map"].values:
+            mean, low, high = (found.sel(curve=curve, map=name, bound=bound).values for bound in ("mean", "low", "high"))
+            tidy(axes).plot(share, mean, label=f"{name} map{'s' * (name != 'own')}", **_LINES[str(name)])
+            if name != "own":
+                axes.fill_between(share, low, high, color=_LINES[str(name)]["color"], alpha=0.15, linewidth=0)
+        axes.set_title(str(curve), fontsize=SIZE)
+        axes.set_xlabel(f"hottest places {'taken away' if curve == 'deletion' else 'put in'} (%)", fontsize=SIZE)
+        area = {str(name): float(found.sel(curve=curve, map=name, bound="mean").mean()) for name in found["map"].values}
+        said.append(f"{curve}: mean score {area.pop('own'):.2f}, " + ", ".join(f"{n} maps {a:.2f}" for n, a in area.items()))
+    panels[0].set_ylabel("score (nats)", fontsize=SIZE)
+    panels[-1].legend(fontsize=SMALL, frameon=False)
+    figure.alt = f"Curves of {what or 'a map'}. {'; '.join(said).capitalize()}."
+    return noted(figure, note)
