@@ -9,7 +9,7 @@ from typing import Any
 import typer
 
 from vlt.cli import look, make, terminal
-from vlt.cli.explain import explain
+from vlt.cli.explain import explain, truth
 from vlt.errors import VltError
 
 app = typer.Typer(
@@ -18,7 +18,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (look.probe, look.stages, look.sweep, explain, make.convert, make.evaluate, make.hearing):
+for command in (look.probe, look.stages, look.sweep, explain, make.convert, make.evaluate, make.hearing, truth):
     app.command()(command)
 app.add_typer(make.train_app, name="train")
 

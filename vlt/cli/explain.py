@@ -111,3 +111,25 @@ def _print(answer: str, rows: list[dict[str, Any]]) -> None:
     for row in rows:
         if row.get("warning"):
             terminal.out.print(f"[bold red]{row['at']}[/bold red]  {row['warning']}", highlight=False)
+
+
+def truth(
+    clips: Annotated[int, typer.Option(help="How many fresh clips.", min=2)] = 40,
+    seed: Annotated[int, typer.Option(help="Of the clips; the box was trained on those below 1000.", min=1000)] = 1000,
+    way: Annotated[list[str] | None, typer.Option(help="Only this way; a wrong one lists all.", show_default=False)] = None,
+    model: Annotated[str, typer.Option(help="'box', or a folder that knows the small world.")] = "box",
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the rows here.", show_default=False)] = None,
+    figure: Annotated[Path | None, typer.Option(help="Draw them here (png, svg or pdf).", show_default=False)] = None,
+) -> None:
+    """Do explanations point at the cause? In the small world it is known: methods x kinds of question, with controls."""
+    terminal.check_file(json_file)
+    terminal.check_figure(figure)
+    from vlt.model.load import load
+    from vlt.train import truth as judged
+
+    table = judged.compare(load(model), clips, seed, way or ())
+    terminal.hand_out(judged.markdown(table), json.loads(table.to_json(orient="records")), json_file)
+    if figure is not None:
+        from vlt.view import figures
+
+        figures.save(figures.truth(table), figure)

@@ -1,1 +1,1 @@
-"""Watch, cut, explain. The model never knows that it is watched."""
+"""Watch, cut, swap. The model never knows that it is watched."""

@@ -175,7 +175,7 @@ def _commonest(talks: Sequence[Talk]) -> float:
     return max(Counter(plain).values()) / len(plain)
 
 
-def wilson(good: int, n: int, z: float = 1.96) -> tuple[float, float]:
+def wilson(good: float, n: int, z: float = 1.96) -> tuple[float, float]:
     """The 95 % interval of a share."""
     share, reach = good / n, z * z / n
     middle = (share + reach / 2) / (1 + reach)

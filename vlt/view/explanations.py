@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 
 from vlt.errors import VltError
@@ -30,6 +31,12 @@ _LINES: dict[str, dict[str, Any]] = {
     "own": {"color": COLOURS[0], "linewidth": 1.6},
     "random": {"color": COLOURS[6], "linewidth": 0.9, "linestyle": "--"},
     "shifted": {"color": COLOURS[1], "linewidth": 0.9, "linestyle": "-."},
+}
+
+_MEASURED = {
+    "pointing": "share of maps whose hottest place is of the cause",
+    "mass": "share of the heat that lies on the cause",
+    "rank": "chance that a place of the cause is hotter than another",
 }
 
 
@@ -96,3 +103,43 @@ def curves(found: xr.DataArray, what: str = "", note: str = "") -> Figure:
     panels[-1].legend(fontsize=SMALL, frameon=False)
     figure.alt = f"Curves of {what or 'a map'}. {'; '.join(said).capitalize()}."
     return noted(figure, note)
+
+
+def truth(table: pd.DataFrame, measure: str = "pointing") -> Figure:
+    """How often each way's hottest place is of the known cause: a panel for each kind of question, dots with 95 % intervals,
+    and a line at what a map that knows nothing would get. Hollow signs are controls.
+
+    table: what `vlt.train.truth.compare` gave. measure: "pointing", "mass" or "rank". Raises `VltError` for another table.
+    """
+    wanted = ("question", "explained", "way", measure, f"{measure} low", f"{measure} high", "chance", "area")
+    if not isinstance(table, pd.DataFrame) or not len(table) or not set(wanted) <= set(table.columns):
+        raise VltError(f"truth draws a table with columns {', '.join(wanted)}; this is a {type(table).__name__}")
+    kinds, ways, sorts = (list(dict.fromkeys(table[name])) for name in ("question", "way", "explained"))
+    figure = Figure(WIDTH, 0.75 + 0.22 * len(ways), layout="constrained")
+    panels = figure.subplots(1, len(kinds), sharey=True, squeeze=False)[0]
+    best = []
+    for axes, kind in zip(panels, kinds, strict=True):
+        mine = table[table["question"] == kind]
+        nothing = {"pointing": mine["chance"].mean(), "mass": mine["area"].mean(), "rank": 0.5}[measure]
+        tidy(axes).axvline(nothing, color="black", linewidth=0.8, linestyle=":", label="chance")
+        for i, sort in enumerate(sorts):
+            rows = mine[mine["explained"] == sort].set_index("way")
+            at = [ways.index(way) + 0.18 * i for way in rows.index]
+            low, high = (rows[f"{measure} {end}"].fillna(rows[measure]) for end in ("low", "high"))
+            look: dict[str, Any] = {"color": COLOURS[i], "markersize": 3.5, "linewidth": 0.8, "marker": "osD^v"[i]}
+            look |= {} if not i else {"markerfacecolor": "white", "alpha": 0.9}
+            spread = [np.clip(rows[measure] - low, 0, None), np.clip(high - rows[measure], 0, None)]
+            axes.errorbar(rows[measure], at, xerr=spread, linestyle="", label=sort, **look)
+        own = mine[mine["explained"] == sorts[0]]
+        top = own.loc[own[measure].idxmax()]
+        best.append(f"{kind}: {top['way']} {top[measure]:.2f} (chance {nothing:.2f})")
+        axes.set_title(f"{kind} (n {int(own['n'].max())})", fontsize=SIZE)
+        axes.set_xlim(-0.02, 1.02)
+        axes.set_xticks([0, 0.5, 1], ["0", ".5", "1"])
+    panels[0].set_yticks(range(len(ways)), ways)
+    panels[0].set_ylim(len(ways) - 0.2, -0.5)
+    figure.supxlabel(_MEASURED[measure], fontsize=SIZE)
+    handles, names = panels[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=len(names), fontsize=SMALL, frameon=False)
+    figure.alt = f"{_MEASURED[measure].capitalize()}, for {len(ways)} ways to explain. Best ways: {'; '.join(best)}."
+    return figure

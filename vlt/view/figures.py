@@ -40,7 +40,7 @@ from vlt.view.drawing import (
     signed,
     tidy,
 )
-from vlt.view.explanations import curves, parts
+from vlt.view.explanations import curves, parts, truth
 from vlt.view.heads import attention
 
 __all__ = [
@@ -56,6 +56,7 @@ __all__ = [
     "path",
     "save",
     "sweep",
+    "truth",
 ]
 
 # Bars of two kinds.

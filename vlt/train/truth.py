@@ -1,0 +1,281 @@
+"""Do explanations point at the cause? In the small world it is known: which pixels are of the object that was asked about,
+and which segment holds the sound. Methods x kinds of question, beside controls that must come out at chance."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from torch import nn
+from tqdm.auto import tqdm
+
+from vlt.errors import VltError, nearest
+from vlt.explain.attribution import Attribution, attribute
+from vlt.explain.faithfulness import faithfulness
+from vlt.inputs.clip import Clip
+from vlt.model.video_llama import VideoLlama
+from vlt.probe import edits
+from vlt.probe.trace import Trace, trace
+from vlt.train import box, evaluate, talk, world
+from vlt.train.talk import Talk
+from vlt.train.world import Scene
+
+LOOK, LISTEN = ("shape", "colour", "motion"), ("hear", "source")
+# A cell of the grid on which maps are judged is of the cause where the object covers so much of it.
+COVERED = 0.25
+_TUBES = {"frame": 8, "height": 16, "width": 16}  # one window at a place of the picture, through all frames
+_SEGMENTS = {"mel": 10_000, "time": 10_000}  # whole ones
+
+# name -> method, what it is asked, and its options where a question is about what is seen, and about what is heard. None:
+# not measured there. "rather": than what is true of the other object, or than the next voice.
+WAYS: dict[str, tuple[str, str, dict[str, Any] | None, dict[str, Any] | None]] = {
+    "saliency": ("saliency", "word", {}, {}),
+    "gradient x input": ("gradient_x_input", "word", {}, {}),
+    "smoothgrad": ("smoothgrad", "word", {}, {}),
+    "gradient shap": ("gradient_shap", "word", {}, {}),
+    "integrated gradients": ("integrated_gradients", "word", {}, {}),
+    "integrated gradients, rather": ("integrated_gradients", "rather", {}, {}),
+    "occlusion": ("occlusion", "word", {"cells": {"height": 16, "width": 16}}, {"cells": _SEGMENTS}),
+    "occlusion, tubes": ("occlusion", "word", {"cells": _TUBES}, None),
+    "occlusion, tubes, rather": ("occlusion", "rather", {"cells": _TUBES}, None),
+    "shapley sampling": ("shapley_sampling", "word", {"cells": {**_TUBES, "height": 8, "width": 8}, "n_samples": 4},
+                         {"cells": _SEGMENTS}),
+    "attention": ("attention", "word", {}, {}),
+    "rollout": ("rollout", "word", {}, {}),
+    "relevance": ("relevance", "word", {}, {}),
+}  # fmt: skip
+# What is explained -> whether its maps should find the cause.
+CONTROLS = {"model": True, "random weights": False, "sound swapped": False, "other branch": False}
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A question that the model answers rightly, and where the cause is. run: as it is explained. at: the stage. word: of
+    the answer, that is explained; rather: than which. cause [frame, row, column] or [segment]: how much of each cell of
+    the grid is of it, 0 to 1."""
+
+    kind: str
+    control: str
+    run: Trace
+    at: str
+    word: str
+    rather: str
+    cause: np.ndarray
+
+
+def cases(model: VideoLlama, scenes: Sequence[Scene], folder: Path) -> Iterator[Case]:
+    """Of each scene one question of every kind, where the answer is right; of every fourth scene their controls too."""
+    strangers = box.newborn(0).eval().requires_grad_(False)
+    nn.Module.to(strangers, model.device)
+    for i, made in enumerate(scenes):
+        path = folder / f"{i}.mp4"
+        world.write(made, path, silence=True)
+        clip, draw = Clip(path), np.random.default_rng([made.seed, 11])
+        thing = int(draw.integers(len(made.things)))
+        asked = [t for t in talk.seen(made, draw) if t.kind in LOOK and _about(t, made, thing)]
+        asked += [t for t in talk.heard(made) if t.kind in LISTEN]
+        for t in asked:
+            run = trace(model, clip, t.question)
+            if run.answer.text != t.answer:
+                continue
+            yield from _with_controls(strangers, scenes, i, t, thing, run, i % 4 == 0)
+
+
+def _about(asked: Talk, made: Scene, thing: int) -> bool:
+    known = made.things[thing]
+    return (known.colour if asked.kind == "shape" else known.shape) in asked.question
+
+
+def _with_controls(
+    stranger: VideoLlama, scenes: Sequence[Scene], i: int, asked: Talk, thing: int, run: Trace, controlled: bool
+) -> Iterator[Case]:
+    made = scenes[i]
+    looks = asked.kind in LOOK
+    at, cause = ("frames", _seen(made, run, thing)) if looks else ("spectrograms", np.array(made.heard, dtype=float))
+    other = made.things[1 - thing]
+    word, rather = {
+        "shape": lambda: (made.things[thing].shape, other.shape),
+        "colour": lambda: (made.things[thing].colour, other.colour),
+        "motion": lambda: (made.things[thing].motion, other.motion),
+        "hear": lambda: (str(made.voice), _next(made.voice)),
+        "source": lambda: (world.SHAPE_OF[str(made.voice)], world.SHAPE_OF[_next(made.voice)]),
+    }[asked.kind]()
+    case = Case(asked.kind, "model", run, at, word, rather, cause)
+    yield case
+    if not controlled:
+        return
+    unknown = trace(stranger, run.clip, asked.question, answer=asked.answer)
+    yield dataclasses.replace(case, control="random weights", run=unknown)
+    if looks:
+        heard = np.array(made.heard, dtype=float)
+        yield dataclasses.replace(case, control="other branch", at="spectrograms", cause=heard)
+        return
+    swapped = _swapped(run, scenes, i)
+    if swapped is not None:
+        yield dataclasses.replace(case, control="sound swapped", run=swapped)
+    yield dataclasses.replace(case, control="other branch", at="frames", cause=_seen(made, run, thing))
+
+
+def _next(voice: str | None) -> str:
+    voices = list(world.VOICES)
+    return voices[(voices.index(str(voice)) + 1) % len(voices)]
+
+
+def _swapped(run: Trace, scenes: Sequence[Scene], i: int) -> Trace | None:
+    """The same pictures with the sound of the next clip that sounds otherwise and elsewhere; None where it is not
+    answered rightly."""
+    made, kind = scenes[i], run.question
+    for j in (k % len(scenes) for k in range(i + 1, i + len(scenes))):
+        other = scenes[j]
+        if other.voice in (made.voice, None) or any(a and b for a, b in zip(made.heard, other.heard, strict=True)):
+            continue
+        again = run.rerun(edits.swap_sound(Clip(run.clip.path.with_name(f"{j}.mp4"))))
+        return again if again.answer.text in {t.answer for t in talk.heard(other) if t.question == kind} else None
+    return None
+
+
+def _seen(made: Scene, run: Trace, thing: int) -> np.ndarray:
+    """How much of each patch of each frame the thing covers [frame, row, column]."""
+    seconds, patch = run["frames"].seconds.values, run.model.config.vision_config.patch_size
+    side = run.model.config.vision_config.image_size
+    masks = made.masks(seconds, side)[:, thing].astype(float)
+    return masks.reshape(len(masks), side // patch, patch, side // patch, patch).mean((2, 4))
+
+
+def on_grid(heat: np.ndarray, cause: np.ndarray) -> np.ndarray:
+    """Heat summed over the cells of the cause's grid: pixels over patches, mel and time over segments."""
+    if cause.ndim == 1:
+        return heat.reshape(len(cause), -1).sum(1)
+    frames, rows, columns = cause.shape
+    return heat.reshape(frames, rows, heat.shape[1] // rows, columns, heat.shape[2] // columns).sum((2, 4))
+
+
+def judge(grid: np.ndarray, cause: np.ndarray) -> dict[str, float]:
+    """pointing: is the hottest cell of the cause (Zhang et al., arXiv 1608.00507)? Of several equally hot ones, the share
+    that are. mass: the share of what is above 0 that lies on the cause; area: the share of the picture that is the
+    cause. rank: the chance that a cell of the cause is hotter than another (area under the ROC curve). chance: of
+    pointing, by a map that knows nothing."""
+    own = cause > COVERED if cause.ndim > 1 else cause > 0
+    if not own.any() or own.all():
+        raise VltError("a cause is somewhere, and not everywhere")
+    top = grid >= grid.max() - 1e-6 * max(float(np.abs(grid).max()), 1e-30)
+    above = grid.clip(min=0)
+    ranks = pd.Series(grid.ravel()).rank().to_numpy().reshape(grid.shape)
+    n, m = int(own.sum()), int((~own).sum())
+    return {
+        "pointing": float(own[top].mean()),
+        "mass": float((above * cause).sum() / above.sum()) if above.any() else float(cause.mean()),
+        "area": float(cause.mean()),
+        "rank": float((ranks[own].sum() - n * (n + 1) / 2) / (n * m)),
+        "chance": float(own.mean()),
+    }
+
+
+def compare(
+    model: VideoLlama, clips: int, seed: int = 1000, ways: Sequence[str] = (), controls: int = 5, quiet: bool = False
+) -> pd.DataFrame:
+    """A row for every kind of question, what is explained and way: n maps; the means of `judge`, "x low" and "x high" their
+    95 % intervals (Wilson's of pointing, normal ones else); deletion and insertion less the mean of `controls` random
+    maps' (below 0 and above 0 where the map is true), and the share of maps that beat them; forwards and backwards of
+    the language model and seconds, of one map.
+
+    Of every clip, with two objects and one sound, one question of every kind, where the model answers rightly. ways: of
+    `WAYS`, by default all. Faithfulness is measured on what the model itself says, not on controls.
+    """
+    evaluate.check_seed(seed)
+    if unknown := [way for way in ways if way not in WAYS]:
+        raise VltError(f"no way {unknown[0]!r}; {nearest(unknown[0], WAYS)}")
+    scenes = list(world.scenes(seed, clips, n_things=2, n_sounds=1))
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        for i, made in enumerate(scenes):
+            world.write(made, Path(folder) / f"{i}.mp4", silence=True)
+        for case in tqdm(cases(model, scenes, Path(folder)), desc="explaining", disable=quiet, unit="case"):
+            for way in ways or WAYS:
+                rows += _judged(case, way, controls)
+    if not rows:
+        raise VltError("no question was answered rightly: there is nothing to explain")
+    return _table(pd.DataFrame(rows))
+
+
+def _judged(case: Case, way: str, controls: int) -> list[dict[str, Any]]:
+    method, asked, look, listen = WAYS[way]
+    options = look if case.at == "frames" else listen
+    if options is None or (asked == "rather" and case.word == case.rather):
+        return []
+    if case.control == "other branch" and asked == "rather":
+        return []
+    target: Any = (case.word, case.rather) if asked == "rather" else case.word
+    found = attribute(case.run, case.at, method, target, progress=False, batch=32, **options)
+    told = {"question": case.kind, "explained": case.control, "way": way}
+    cost = {"forwards": found.forwards, "backwards": found.backwards, "seconds": found.seconds}
+    return [told | judge(on_grid(found.heat.values, case.cause), case.cause) | cost | _faithful(case, found, controls)]
+
+
+def _faithful(case: Case, found: Attribution, controls: int) -> dict[str, float]:
+    if case.control != "model" or not controls:
+        return {}
+    table = faithfulness(found, steps=5, controls=max(controls, 2), progress=False)
+    out: dict[str, float] = {}
+    for measure in ("deletion", "insertion"):
+        out[measure] = float(table.table["value"][measure] - table.table["random"][measure])
+    return out | {"beats": float(table.true)}
+
+
+def _table(rows: pd.DataFrame) -> pd.DataFrame:
+    out = []
+    for names, group in rows.groupby(["question", "explained", "way"], sort=False):
+        row: dict[str, Any] = dict(zip(("question", "explained", "way"), names, strict=True)) | {"n": len(group)}
+        for measure in group.columns[3:]:
+            values = group[measure].dropna()
+            if values.empty:
+                continue
+            row[measure] = float(values.mean())
+            if measure == "pointing":
+                row["pointing low"], row["pointing high"] = evaluate.wilson(row[measure] * len(values), len(values))
+            elif measure in ("mass", "rank", "deletion", "insertion"):
+                half = 1.96 * float(values.std(ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+                row |= {f"{measure} low": row[measure] - half, f"{measure} high": row[measure] + half}
+        out.append(row)
+    return pd.DataFrame(out)
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """Two tables as text. How often each way points at the cause, by kind of question, what share of its maps beats random
+    ones, and its cost; then the controls, all kinds of question together."""
+    own = table[table["explained"] == "model"]
+    kinds, ways = list(dict.fromkeys(own["question"])), list(dict.fromkeys(own["way"]))
+    lines = []
+    for way in ways:
+        rows = own[own["way"] == way].set_index("question")
+        cells = [f"{rows['pointing'][k]:.2f}" if k in rows.index else "-" for k in kinds]
+        beats = [f"{rows['beats'].mean():.2f}"] if "beats" in rows else []
+        cost = [f"{rows[name].mean():.0f}" for name in ("forwards", "backwards")]
+        lines.append([way, *cells, f"{rows['rank'].mean():.2f}", *beats, *cost, f"{rows['seconds'].mean():.1f}"])
+    by_kind = own.groupby("question", sort=False)
+    lines.append(["*chance*", *(f"{by_kind['chance'].mean()[k]:.2f}" for k in kinds), "0.50"])
+    lines[-1] += [""] * (len(lines[0]) - len(lines[-1]))
+    told = ["beats random"] if "beats" in own else []
+    head = ["way", *(f"{k} (n {int(by_kind['n'].max()[k])})" for k in kinds), "rank", *told, "forwards", "backwards", "seconds"]
+    out = evaluate.as_table(head, lines)
+    rest = table[table["explained"] != "model"]
+    if rest.empty:
+        return out
+    controls = list(dict.fromkeys(rest["explained"]))
+    lines = []
+    for way in ways:
+        rows = rest[rest["way"] == way]
+        cells = []
+        for control in controls:
+            mine = rows[rows["explained"] == control]
+            cells.append(f"{np.average(mine['pointing'], weights=mine['n']):.2f}" if len(mine) else "-")
+        lines.append([way, *cells])
+    nothing = [rest[rest["explained"] == control] for control in controls]
+    lines.append(["*chance*", *(f"{np.average(mine['chance'], weights=mine['n']):.2f}" for mine in nothing)])
+    return f"{out}\n\n{evaluate.as_table(['way', *controls], lines)}"
