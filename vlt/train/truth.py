@@ -29,48 +29,63 @@ from vlt.train.world import Scene
 LOOK, LISTEN = ("shape", "colour", "motion"), ("hear", "source")
 # A cell of the grid on which maps are judged is of the cause where the object covers so much of it.
 COVERED = 0.25
-_TUBES = {"frame": 8, "height": 16, "width": 16}  # one window at a place of the picture, through all frames
-_SEGMENTS = {"mel": 10_000, "time": 10_000}  # whole ones
 
-# name -> method, what it is asked, and its options where a question is about what is seen, and about what is heard. None:
-# not measured there. "rather": than what is true of the other object, or than the next voice.
-WAYS: dict[str, tuple[str, str, dict[str, Any] | None, dict[str, Any] | None]] = {
-    "saliency": ("saliency", "word", {}, {}),
-    "gradient x input": ("gradient_x_input", "word", {}, {}),
-    "smoothgrad": ("smoothgrad", "word", {}, {}),
-    "gradient shap": ("gradient_shap", "word", {}, {}),
-    "integrated gradients": ("integrated_gradients", "word", {}, {}),
-    "integrated gradients, rather": ("integrated_gradients", "rather", {}, {}),
-    "occlusion": ("occlusion", "word", {"cells": {"height": 16, "width": 16}}, {"cells": _SEGMENTS}),
-    "occlusion, tubes": ("occlusion", "word", {"cells": _TUBES}, None),
-    "occlusion, tubes, rather": ("occlusion", "rather", {"cells": _TUBES}, None),
-    "shapley sampling": ("shapley_sampling", "word", {"cells": {**_TUBES, "height": 8, "width": 8}, "n_samples": 4},
-                         {"cells": _SEGMENTS}),
-    "attention": ("attention", "word", {}, {}),
-    "rollout": ("rollout", "word", {}, {}),
-    "relevance": ("relevance", "word", {}, {}),
-}  # fmt: skip
-# What is explained -> whether its maps should find the cause.
-CONTROLS = {"model": True, "random weights": False, "sound swapped": False, "other branch": False}
+
+@dataclasses.dataclass(frozen=True)
+class Way:
+    """One way to explain. look, listen: the stage and the options where a question is about what is seen, and heard; None:
+    not measured there. rather: the target is the word rather than what is true of the other object, or the next voice."""
+
+    method: str
+    look: tuple[str, dict[str, Any]] | None = ("frames", {})
+    listen: tuple[str, dict[str, Any]] | None = ("spectrograms", {})
+    rather: bool = False
+
+
+_TUBES = {"frame": 8, "height": 16, "width": 16}  # one window at a place of the picture, through all frames
+_FINE = {"frame": 8, "height": 8, "width": 8}
+_SEGMENTS = {"cells": {"mel": 10_000, "time": 10_000}}  # whole ones
+_FEATURES: dict[str, Any] = {"look": ("patches", {}), "listen": ("audio_features", {})}
+
+WAYS = {
+    "saliency": Way("saliency"),
+    "gradient x input": Way("gradient_x_input"),
+    "smoothgrad": Way("smoothgrad"),
+    "gradient shap": Way("gradient_shap"),
+    "integrated gradients": Way("integrated_gradients"),
+    "integrated gradients, rather": Way("integrated_gradients", rather=True),
+    "integrated gradients, features": Way("integrated_gradients", **_FEATURES),
+    "integrated gradients, features, rather": Way("integrated_gradients", **_FEATURES, rather=True),
+    "grad-cam": Way("grad_cam", **_FEATURES),
+    "occlusion": Way("occlusion", ("frames", {"cells": {"height": 16, "width": 16}}), ("spectrograms", _SEGMENTS)),
+    "occlusion, tubes, rather": Way("occlusion", ("frames", {"cells": _TUBES}), None, rather=True),
+    "shapley sampling, rather": Way(
+        "shapley_sampling", ("frames", {"cells": _FINE, "n_samples": 4}), ("spectrograms", _SEGMENTS), rather=True
+    ),
+    "attention": Way("attention"),
+    "rollout": Way("rollout"),
+    "relevance": Way("relevance"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A question that the model answers rightly, and where the cause is. run: as it is explained. at: the stage. word: of
-    the answer, that is explained; rather: than which. cause [frame, row, column] or [segment]: how much of each cell of
-    the grid is of it, 0 to 1."""
+    """A question that the model answers rightly, and where the cause is. run: as it is explained. branch: on which heat is
+    judged. word: of the answer, that is explained; rather: than which. cause [frame, row, column] or [segment]: how much
+    of each cell of the grid is of it, 0 to 1. thorough: its faithfulness is measured too, and its controls are explained."""
 
     kind: str
     control: str
     run: Trace
-    at: str
+    branch: str
     word: str
     rather: str
     cause: np.ndarray
+    thorough: bool
 
 
 def cases(model: VideoLlama, scenes: Sequence[Scene], folder: Path) -> Iterator[Case]:
-    """Of each scene one question of every kind, where the answer is right; of every fourth scene their controls too."""
+    """Of each scene one question of every kind, where the answer is right; every fourth scene is looked at thoroughly."""
     strangers = box.newborn(0).eval().requires_grad_(False)
     nn.Module.to(strangers, model.device)
     for i, made in enumerate(scenes):
@@ -84,7 +99,7 @@ def cases(model: VideoLlama, scenes: Sequence[Scene], folder: Path) -> Iterator[
             run = trace(model, clip, t.question)
             if run.answer.text != t.answer:
                 continue
-            yield from _with_controls(strangers, scenes, i, t, thing, run, i % 4 == 0)
+            yield from _with_controls(strangers, scenes, i, t, thing, run, thorough=i % 4 == 0)
 
 
 def _about(asked: Talk, made: Scene, thing: int) -> bool:
@@ -93,33 +108,35 @@ def _about(asked: Talk, made: Scene, thing: int) -> bool:
 
 
 def _with_controls(
-    stranger: VideoLlama, scenes: Sequence[Scene], i: int, asked: Talk, thing: int, run: Trace, controlled: bool
+    stranger: VideoLlama, scenes: Sequence[Scene], i: int, asked: Talk, thing: int, run: Trace, thorough: bool
 ) -> Iterator[Case]:
     made = scenes[i]
     looks = asked.kind in LOOK
-    at, cause = ("frames", _seen(made, run, thing)) if looks else ("spectrograms", np.array(made.heard, dtype=float))
-    other = made.things[1 - thing]
-    word, rather = {
-        "shape": lambda: (made.things[thing].shape, other.shape),
-        "colour": lambda: (made.things[thing].colour, other.colour),
-        "motion": lambda: (made.things[thing].motion, other.motion),
-        "hear": lambda: (str(made.voice), _next(made.voice)),
-        "source": lambda: (world.SHAPE_OF[str(made.voice)], world.SHAPE_OF[_next(made.voice)]),
-    }[asked.kind]()
-    case = Case(asked.kind, "model", run, at, word, rather, cause)
+    branch, cause = ("video", _seen(made, run, thing)) if looks else ("audio", np.array(made.heard, dtype=float))
+    word, rather = _words(asked.kind, made, thing)
+    case = Case(asked.kind, "model", run, branch, word, rather, cause, thorough)
     yield case
-    if not controlled:
+    if not thorough:
         return
     unknown = trace(stranger, run.clip, asked.question, answer=asked.answer)
     yield dataclasses.replace(case, control="random weights", run=unknown)
     if looks:
         heard = np.array(made.heard, dtype=float)
-        yield dataclasses.replace(case, control="other branch", at="spectrograms", cause=heard)
+        yield dataclasses.replace(case, control="other branch", branch="audio", cause=heard)
         return
-    swapped = _swapped(run, scenes, i)
-    if swapped is not None:
-        yield dataclasses.replace(case, control="sound swapped", run=swapped)
-    yield dataclasses.replace(case, control="other branch", at="frames", cause=_seen(made, run, thing))
+    if (swapped := _swapped(run, scenes, i)) is not None:
+        again, sounding = swapped
+        word, rather = _words(asked.kind, sounding, thing)
+        yield dataclasses.replace(case, control="sound swapped", run=again, word=word, rather=rather)
+    yield dataclasses.replace(case, control="other branch", branch="video", cause=_seen(made, run, thing))
+
+
+def _words(kind: str, made: Scene, thing: int) -> tuple[str, str]:
+    """The word of the answer that is explained, and another that might stand there."""
+    if kind in LOOK:
+        return getattr(made.things[thing], kind), getattr(made.things[1 - thing], kind)
+    word, other = str(made.voice), _next(made.voice)
+    return (word, other) if kind == "hear" else (world.SHAPE_OF[word], world.SHAPE_OF[other])
 
 
 def _next(voice: str | None) -> str:
@@ -127,16 +144,17 @@ def _next(voice: str | None) -> str:
     return voices[(voices.index(str(voice)) + 1) % len(voices)]
 
 
-def _swapped(run: Trace, scenes: Sequence[Scene], i: int) -> Trace | None:
-    """The same pictures with the sound of the next clip that sounds otherwise and elsewhere; None where it is not
-    answered rightly."""
-    made, kind = scenes[i], run.question
+def _swapped(run: Trace, scenes: Sequence[Scene], i: int) -> tuple[Trace, Scene] | None:
+    """The same pictures with the sound of the next clip that sounds otherwise and elsewhere, and that clip's scene; None
+    where it is not answered rightly. The cause stays where the sound was before: now nothing is to be found there."""
+    made = scenes[i]
     for j in (k % len(scenes) for k in range(i + 1, i + len(scenes))):
         other = scenes[j]
         if other.voice in (made.voice, None) or any(a and b for a, b in zip(made.heard, other.heard, strict=True)):
             continue
         again = run.rerun(edits.swap_sound(Clip(run.clip.path.with_name(f"{j}.mp4"))))
-        return again if again.answer.text in {t.answer for t in talk.heard(other) if t.question == kind} else None
+        right = {t.answer for t in talk.heard(other) if t.question == run.question}
+        return (again, other) if again.answer.text in right else None
     return None
 
 
@@ -149,10 +167,13 @@ def _seen(made: Scene, run: Trace, thing: int) -> np.ndarray:
 
 
 def on_grid(heat: np.ndarray, cause: np.ndarray) -> np.ndarray:
-    """Heat summed over the cells of the cause's grid: pixels over patches, mel and time over segments."""
+    """Heat summed over the cells of the cause's grid: pixels over patches, mel and time over segments. Heat on patches has
+    the class token's first, which is of no place."""
     if cause.ndim == 1:
         return heat.reshape(len(cause), -1).sum(1)
     frames, rows, columns = cause.shape
+    if heat.shape == (frames, 1 + rows * columns):
+        return heat[:, 1:].reshape(cause.shape)
     return heat.reshape(frames, rows, heat.shape[1] // rows, columns, heat.shape[2] // columns).sum((2, 4))
 
 
@@ -178,15 +199,15 @@ def judge(grid: np.ndarray, cause: np.ndarray) -> dict[str, float]:
 
 
 def compare(
-    model: VideoLlama, clips: int, seed: int = 1000, ways: Sequence[str] = (), controls: int = 5, quiet: bool = False
+    model: VideoLlama, clips: int, seed: int = 1000, ways: Sequence[str] = (), controls: int = 3, quiet: bool = False
 ) -> pd.DataFrame:
     """A row for every kind of question, what is explained and way: n maps; the means of `judge`, "x low" and "x high" their
     95 % intervals (Wilson's of pointing, normal ones else); deletion and insertion less the mean of `controls` random
     maps' (below 0 and above 0 where the map is true), and the share of maps that beat them; forwards and backwards of
     the language model and seconds, of one map.
 
-    Of every clip, with two objects and one sound, one question of every kind, where the model answers rightly. ways: of
-    `WAYS`, by default all. Faithfulness is measured on what the model itself says, not on controls.
+    Of every clip, with two objects and one sound, one question of every kind, where the model answers rightly; of every
+    fourth clip faithfulness and the controls too. ways: of `WAYS`, by default all.
     """
     evaluate.check_seed(seed)
     if unknown := [way for way in ways if way not in WAYS]:
@@ -205,23 +226,21 @@ def compare(
 
 
 def _judged(case: Case, way: str, controls: int) -> list[dict[str, Any]]:
-    method, asked, look, listen = WAYS[way]
-    options = look if case.at == "frames" else listen
-    if options is None or (asked == "rather" and case.word == case.rather):
+    how = WAYS[way]
+    where = how.look if case.branch == "video" else how.listen
+    if where is None or (how.rather and (case.word == case.rather or case.control == "other branch")):
         return []
-    if case.control == "other branch" and asked == "rather":
-        return []
-    target: Any = (case.word, case.rather) if asked == "rather" else case.word
-    found = attribute(case.run, case.at, method, target, progress=False, batch=32, **options)
+    target: Any = (case.word, case.rather) if how.rather else case.word
+    found = attribute(case.run, where[0], how.method, target, progress=False, batch=32, **where[1])
     told = {"question": case.kind, "explained": case.control, "way": way}
     cost = {"forwards": found.forwards, "backwards": found.backwards, "seconds": found.seconds}
     return [told | judge(on_grid(found.heat.values, case.cause), case.cause) | cost | _faithful(case, found, controls)]
 
 
 def _faithful(case: Case, found: Attribution, controls: int) -> dict[str, float]:
-    if case.control != "model" or not controls:
+    if case.control != "model" or not case.thorough:
         return {}
-    table = faithfulness(found, steps=5, controls=max(controls, 2), progress=False)
+    table = faithfulness(found, steps=5, controls=controls, progress=False)
     out: dict[str, float] = {}
     for measure in ("deletion", "insertion"):
         out[measure] = float(table.table["value"][measure] - table.table["random"][measure])
