@@ -209,6 +209,18 @@ def test_spread_over_devices(saved: Path, boxed: VideoLlama) -> None:
         vlt.load(saved, device="cpu", device_map="auto")
 
 
+def test_device_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLT_DEVICE", "meta")
+    assert vlt.load().device.type == "meta"
+    assert vlt.load(device="cpu").device.type == "cpu"  # what is said here goes first
+    monkeypatch.setenv("VLT_DEVICE", "graphics")
+    with pytest.raises(VltError, match=r"device 'graphics': expected auto, cpu, cuda or cuda:1, \.\.\. \(argument, or VLT_DEVICE\)"):
+        vlt.load()
+    monkeypatch.setenv("VLT_DEVICE", f"cuda:{torch.cuda.device_count()}")
+    with pytest.raises(VltError, match=f"this machine has {torch.cuda.device_count()} CUDA devices"):
+        vlt.load()
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 def test_on_a_gpu_as_on_a_cpu(boxed: VideoLlama, saved: Path) -> None:
     with pytest.warns(UserWarning):

@@ -241,7 +241,7 @@ def test_train_box_prints_its_table(capfd: pytest.CaptureFixture[str], tmp_path:
     schedule = recipe.Schedule(2, 4, 1e-3, 1e-4, 1e-5, 1)
     step = box.Step("eyes", schedule, foundations.Eyes, lambda model, seed, count: foundations.Pictures(1, count))
     monkeypatch.setattr(box, "steps", lambda scale: [step])
-    shown, said = printed(capfd, "train", "box", tmp_path / "out")
+    shown, said = printed(capfd, "train", "box", tmp_path / "out", "--processes", 1)
     lines = shown.splitlines()
     assert [line.split()[0] for line in lines[:2]] == ["step", "eyes"]
     assert lines[2:] == [f"{tmp_path / 'out'}: open it with vlt.load({str(tmp_path / 'out')!r})"]

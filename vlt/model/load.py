@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import warnings
 from collections.abc import Iterator
@@ -26,14 +27,15 @@ def load(
     """A model that is ready to be looked into: in evaluation mode, no parameter asking for a gradient.
 
     name: "box" (the small model that vlt carries), a folder that `vlt convert` or `save_pretrained` wrote, or the name
-    of such a folder on the Hugging Face hub. device: by default CUDA where there is one. dtype: by default float32 on
-    a CPU and bfloat16 elsewhere. options: for `from_pretrained`, for example `device_map`, `quantization_config`.
+    of such a folder on the Hugging Face hub. device: by default what the environment variable VLT_DEVICE says
+    (auto, cpu, cuda, cuda:1), and else CUDA where there is one. dtype: by default float32 on a CPU and bfloat16 elsewhere.
+    options: for `from_pretrained`, for example `device_map`, `quantization_config`.
 
     Raises `VltError` where the weights are not all there, or not all used. A model's note is issued as a warning.
     """
     if device is not None and options.get("device_map") is not None:
         raise VltError("give device or device_map, not both")
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = _device(device)
     dtype = dtype or (torch.float32 if device.type == "cpu" else torch.bfloat16)
     with _without_bar() if name == "box" else nullcontext():
         model = _from_pretrained(box.folder() if name == "box" else name, dtype, options)
@@ -56,6 +58,19 @@ def _without_bar() -> Iterator[None]:
     finally:
         if shown:
             hf_logging.enable_progress_bar()
+
+
+def _device(asked: str | torch.device | None) -> torch.device:
+    name = asked or os.environ.get("VLT_DEVICE", "auto")
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise VltError(f"device {str(name)!r}: expected auto, cpu, cuda or cuda:1, ... (argument, or VLT_DEVICE)") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise VltError(f"device {str(name)!r}: this machine has {torch.cuda.device_count()} CUDA devices")
+    return device
 
 
 def load_config(name: str | Path = "box") -> VideoLlamaConfig:
