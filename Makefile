@@ -6,7 +6,7 @@ STAMP := $(VENV)/installed
 CLIP := data/clips/bell.mp4
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check lab pages bench clean
 
 demo: $(STAMP)
 	$(BIN)/vlt probe $(CLIP) --ask "What do you see, and what do you hear?"
@@ -18,6 +18,12 @@ check: $(STAMP)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+lab: $(STAMP)
+	cd notebooks && ../$(BIN)/jupyter lab 01_frames_and_sound.ipynb
+
+pages: $(STAMP)
+	cd notebooks && ../$(BIN)/jupyter nbconvert --execute --to html --output-dir pages *.ipynb
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/stages.py

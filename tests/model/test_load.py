@@ -214,7 +214,9 @@ def test_device_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     assert vlt.load().device.type == "meta"
     assert vlt.load(device="cpu").device.type == "cpu"  # what is said here goes first
     monkeypatch.setenv("VLT_DEVICE", "graphics")
-    with pytest.raises(VltError, match=r"device 'graphics': expected auto, cpu, cuda or cuda:1, \.\.\. \(argument, or VLT_DEVICE\)"):
+    with pytest.raises(
+        VltError, match=r"device 'graphics': expected auto, cpu, cuda or cuda:1, \.\.\. \(argument, or VLT_DEVICE\)"
+    ):
         vlt.load()
     monkeypatch.setenv("VLT_DEVICE", f"cuda:{torch.cuda.device_count()}")
     with pytest.raises(VltError, match=f"this machine has {torch.cuda.device_count()} CUDA devices"):

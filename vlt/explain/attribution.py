@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor
@@ -138,13 +140,24 @@ def attribute(
 
 def heat_of(method: str, task: Task, seed: int) -> Tensor:
     """Runs a method [the stage's axes without its width] float32; its draws are the same for the same seed."""
-    devices = [task.value.device] if task.value.is_cuda else []
-    with torch.random.fork_rng(devices=devices), torch.no_grad():
-        torch.manual_seed(seed)
+    with _drawing(seed, [task.value.device] if task.value.is_cuda else []), torch.no_grad():
         heat = METHODS[method](task)
     if task.options:
         raise VltError(f"{method} has no option {next(iter(task.options))!r}")
     return heat.float()
+
+
+@contextmanager
+def _drawing(seed: int, devices: list[torch.device]) -> Iterator[None]:
+    """captum draws from torch's numbers, and for GradientShap from numpy's; both are left as they were."""
+    before = np.random.get_state()
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        np.random.seed(seed)
+        try:
+            yield
+        finally:
+            np.random.set_state(before)
 
 
 def _eighths(value: Tensor, at: str) -> dict[str, int]:

@@ -1,0 +1,80 @@
+"""`vlt explain` and `vlt truth` as people use them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tests.explain.conftest import CLIPS
+from tests.test_cli import refused, vlt
+
+
+def test_explain_writes_figures_and_numbers(tmp_path: Path) -> None:
+    out = tmp_path / "why"
+    done = vlt("explain", CLIPS / "two_bell.mp4", "--ask", "What do you hear?", "--target", "bell", "--at", "parts", "--at",
+               "audio_features", "--method", "ablation", "--controls", 4, "--out", out)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    names = {f"{at}{end}" for at in ("parts", "audio_features") for end in (".png", ".csv", "-faithfulness.png")}
+    assert {p.name for p in out.iterdir()} == names | {"explanation.json"}
+    told = json.loads((out / "explanation.json").read_text())
+    assert told["answer"] == "I hear a bell." and told["target"] == "bell"
+    parts, features = told["heat"]
+    assert parts["hottest"] == {"part": 1, "kind": "segment", "number": 1, "seconds": 2.0}
+    assert features["hottest"]["start"] == 2.0 and features["beats"]["deletion"] in (True, False)
+    table = pd.read_csv(out / "parts.csv")
+    assert table["kind"].value_counts().to_dict() == {"frame": 8, "segment": 8, "word": 5}
+    assert int(table["heat"].argmax()) == 1
+    assert np.isclose(parts["faithfulness"]["deletion"]["value"], parts["faithfulness"]["deletion"]["value"])
+    assert "answer  I hear a bell." in done.stdout and "kind segment" in done.stdout
+
+
+def test_explain_what_a_clip_has(tmp_path: Path) -> None:
+    """A clip that is only heard has no frames to explain; nor is anything measured where that is not asked for."""
+    done = vlt("explain", CLIPS / "sound_only.mp4", "--ask", "What do you hear?", "--method", "gradient_x_input", "--controls", 0,
+               "--rather", "hum", "--target", "chirp", "--out", tmp_path / "why")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    told = json.loads((tmp_path / "why" / "explanation.json").read_text())
+    assert [row["at"] for row in told["heat"]] == ["parts", "spectrograms"] and told["target"] == ["chirp", "hum"]
+    assert all("faithfulness" not in row for row in told["heat"])
+    assert {p.name for p in (tmp_path / "why").iterdir()} == {
+        "explanation.json", "parts.png", "parts.csv", "spectrograms.png", "spectrograms.csv",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--method", "lime"], "no method 'lime'; nearest:"),
+        (["--target", "buzz"], "the answer has no word 'buzz'"),
+        (["--at", "frame"], "attribution at 'frame'; nearest: frames"),
+        (["--baseline", "black"], "no baseline 'black'"),
+    ],
+)
+def test_refusals_leave_nothing_behind(arguments: list[str], message: str, tmp_path: Path) -> None:
+    refused(
+        vlt("explain", CLIPS / "two_bell.mp4", "--ask", "What do you hear?", "--out", tmp_path / "why", *arguments), message
+    )
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_holds_something_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    refused(vlt("explain", CLIPS / "two_bell.mp4", "--out", tmp_path), "exists, and is not an empty folder; give a new one")
+    assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
+    refused(vlt("explain", CLIPS / "two_bell.mp4", "--out", tmp_path / "no" / "why"), "is no folder that can be written in")
+
+
+def test_truth_prints_and_draws(tmp_path: Path) -> None:
+    ways = ["integrated gradients, features, rather"]
+    done = vlt("truth", "--clips", 2, "--way", *ways, "--json", tmp_path / "a.json", "--figure", tmp_path / "a.png")
+    assert done.returncode == 0, done.stderr
+    rows = pd.DataFrame(json.loads((tmp_path / "a.json").read_text()))
+    assert set(rows["way"]) == set(ways) and {"model", "random weights", "other branch"} <= set(rows["explained"])
+    assert ((rows["pointing"] >= rows["pointing low"] - 1e-9) & (rows["pointing"] <= rows["pointing high"] + 1e-9)).all()
+    assert done.stdout.startswith("| way | ") and "*chance*" in done.stdout
+    assert (tmp_path / "a.png").stat().st_size > 10_000
+    refused(vlt("truth", "--way", "tea leaves"), "no way 'tea leaves'; nearest:")

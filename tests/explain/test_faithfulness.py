@@ -1,0 +1,128 @@
+"""Measures of truth, worked out on paper; a true map beats maps that know nothing, an untrue one says so."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from tests.explain.conftest import GAIN, on_paper
+from vlt.errors import VltError
+from vlt.explain.attribution import Attribution, attribute
+from vlt.explain.faithfulness import WARNING, _sensitivity, faithfulness
+from vlt.explain.methods import Task
+from vlt.probe.trace import Trace
+
+
+def of(heat: list[float], task: Task) -> Attribution:
+    """An attribution of the model on paper."""
+    array = xr.DataArray(np.asarray(heat, dtype=np.float32), dims=["place"], attrs={"long_name": "heat for 'x'"})
+    whole, rest = (float(task.scorer(v)) for v in (task.value, task.baseline))
+    run: Any = None
+    return Attribution(array, run, "paper", "ablation", "answer", "blank", {}, 0, whole, rest, 0.0, 0, 0, 0.0, task)
+
+
+def test_on_paper() -> None:
+    """Gains are 1, -1, 1, 6; the whole brings 7 more than the baseline. By the true map places go 3, 0, 2, 1."""
+    task = on_paper()
+    found = faithfulness(of(GAIN, task), steps=4, controls=200, progress=False)
+    score = found.attribution.score
+    deletion = np.array([0, 6, 7, 8, 7])
+    own = found.curves.sel(map="own", bound="mean")
+    np.testing.assert_allclose(own.sel(curve="deletion"), score - deletion, atol=1e-5)
+    np.testing.assert_allclose(own.sel(curve="insertion"), score - 7 + np.array([0, 6, 7, 8, 7]), atol=1e-5)
+    value = found.table["value"]
+    assert value["deletion"] == pytest.approx(score - np.trapezoid(deletion, dx=0.25), abs=1e-5)
+    assert value["insertion"] == pytest.approx(score - 7 + np.trapezoid(deletion, dx=0.25), abs=1e-5)
+    # of 1, 5, 10, 20 % of four places at least one is taken, of 50 % two: without them 6, 6, 6, 6, 7 is lost
+    assert value["comprehensiveness"] == pytest.approx(31 / 5, abs=1e-5)
+    assert value["sufficiency"] == pytest.approx(7 - 31 / 5, abs=1e-5)
+    assert value["infidelity"] == pytest.approx(0, abs=1e-6)  # a sum of gains is what taking away costs
+    assert found.beats["infidelity"]
+    assert not found.beats["deletion"]  # of 24 orders of four places two are as good as the true one: more than 5 %
+    # a random order loses, on average, a quarter of 7 at each step
+    assert found.table["random"]["deletion"] == pytest.approx(score - 3.5, abs=0.5)
+    low, high = (found.table[f"random {end}"]["deletion"] for end in ("low", "high"))
+    assert low < found.table["random"]["deletion"] < high
+
+
+def test_an_untrue_map_says_so() -> None:
+    found = faithfulness(of([-g for g in GAIN], on_paper()), steps=4, controls=50, progress=False)
+    assert not found.true and found.warning == WARNING
+    assert not found.beats["deletion"] and not found.beats["insertion"]
+    figure = found.figure()
+    assert figure.alt.startswith(f"Warning: {WARNING}")
+    assert f"⚠ {WARNING}" in [text.get_text() for text in figure.texts]
+
+
+def test_infidelity_is_of_the_best_scale() -> None:
+    twice = faithfulness(of([2 * g for g in GAIN], on_paper()), steps=4, controls=2, progress=False)
+    wrong = faithfulness(of([6, 1, -1, 1], on_paper()), steps=4, controls=2, progress=False)
+    assert twice.table["value"]["infidelity"] == pytest.approx(0, abs=1e-6)
+    assert wrong.table["value"]["infidelity"] > 1
+
+
+def test_cells_stay_together() -> None:
+    task = on_paper(cells={"place": 1})
+    found = faithfulness(of(GAIN, task), steps=2, controls=2, progress=False)
+    assert found.curves.sizes["fraction"] == 3
+    with pytest.raises(VltError, match=r"2 cells, 10 steps, 20 controls.*needed are 4 cells"):
+        faithfulness(of(GAIN, on_paper(cells={"place": 2})), progress=False)
+
+
+def test_shifted_maps_are_the_map_moved() -> None:
+    """One hot place of four: moved by lot it is where it was in a quarter of the controls."""
+    found = faithfulness(of([0, 0, 0, 5], on_paper()), steps=4, controls=400, progress=False)
+    one = found.curves.sel(map="shifted", curve="deletion", bound="mean", fraction=0.25)
+    score = found.attribution.score
+    assert float(one) == pytest.approx(score - np.mean([1, -1, 1, 6]), abs=0.4)
+
+
+def test_on_the_box(bell: Trace) -> None:
+    heat = attribute(bell, "parts", "ablation", "bell", progress=False)
+    found = faithfulness(heat, steps=4, controls=6, progress=False, seed=1)
+    again = faithfulness(heat, steps=4, controls=6, progress=False, seed=1)
+    assert found.true and found.warning == "" and found.table.equals(again.table)
+    assert not found.table.equals(faithfulness(heat, steps=4, controls=6, progress=False, seed=2).table)
+    drawn = heat.figure(found)
+    assert "Warning" not in drawn.alt and "ablation at parts" in drawn.alt
+
+
+def test_warning_is_drawn_under_the_map(bell: Trace) -> None:
+    heat = attribute(bell, "segment_tokens", "ablation", "bell", progress=False)
+    inverted = dataclasses.replace(heat, heat=-heat.heat.assign_attrs(heat.heat.attrs))
+    inverted.heat.attrs.update(heat.heat.attrs)
+    found = faithfulness(inverted, steps=4, controls=8, progress=False)
+    figure = inverted.figure(found)
+    assert not found.true and figure.alt.startswith("Warning: This map does not beat random maps")
+    assert [t.get_color() for t in figure.texts if t.get_text().startswith("⚠")] == ["#B00020"]
+
+
+def test_sensitivity(bell: Trace) -> None:
+    heat = attribute(bell, "segment_tokens", "gradient_x_input", "bell", progress=False)
+    small, large = (
+        faithfulness(heat, steps=2, controls=3, samples=3, noise=noise, progress=False).table.loc["sensitivity"]
+        for noise in (0.001, 0.2)
+    )
+    assert 0 < small["value"] < large["value"]
+    assert small["value"] < small["random"]
+    rolled = attribute(bell, "segment_tokens", "rollout", "bell", progress=False)
+    with pytest.raises(VltError, match="sensitivity of rollout is measured at frames, spectrograms; not at 'segment_tokens'"):
+        faithfulness(rolled, samples=1, progress=False)
+    read = attribute(bell, "spectrograms", "attention", progress=False, cells={"mel": 128, "time": 204})
+    assert faithfulness(read, steps=2, controls=2, samples=1, progress=False).table["value"]["sensitivity"] > 0
+
+
+def test_sensitivity_on_paper() -> None:
+    """The greatest change over the length: heat (3, 4), once (3, 5), once (0, 4)."""
+    heat, draw = np.array([3.0, 4.0]), np.random.default_rng(0)
+    assert _sensitivity("own", heat, [np.array([3.0, 5.0]), np.array([0.0, 4.0])], draw) == pytest.approx(3 / 5)
+
+
+@pytest.mark.parametrize("wrong", [{"steps": 1}, {"controls": 1}, {"samples": -1}, {"noise": 0.0}])
+def test_numbers_that_make_no_sense(wrong: dict) -> None:
+    with pytest.raises(VltError, match="needed are 4 cells, 2 steps, 2 controls, 0 samples at least"):
+        faithfulness(of(GAIN, on_paper()), progress=False, **wrong)

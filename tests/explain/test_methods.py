@@ -1,0 +1,213 @@
+"""Each method on a model that can be worked out on paper; each against captum called directly."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import captum.attr
+import numpy as np
+import pytest
+import torch
+
+from tests.explain.conftest import GAIN, VALUE, WEIGHT, WITHOUT, on_paper
+from vlt.errors import VltError
+from vlt.explain.attribution import COMPLETE, METHODS, READ_ATTENTION, attribute, heat_of
+from vlt.explain.scorer import scorer
+from vlt.probe.trace import Trace
+
+
+def close(heat: torch.Tensor, expected: Any, atol: float = 1e-5) -> None:
+    np.testing.assert_allclose(heat.numpy(), np.asarray(expected), atol=atol)
+
+
+def test_gradients_on_paper() -> None:
+    close(heat_of("saliency", on_paper(), 0), [3, 1.5, 3.25, 3])
+    close(heat_of("smoothgrad", on_paper(n_samples=9), 0), [3, 1.5, 3.25, 3])  # noise changes no gradient of a line
+    close(heat_of("gradient_x_input", on_paper(), 0), [0, 0.5, 2.5, 4])
+    close(heat_of("integrated_gradients", on_paper(), 0), GAIN)
+    close(heat_of("gradient_shap", on_paper(n_samples=7), 0), GAIN)
+    # weights' mean over places: (1.125, 0.5625); times value, where above 0: 1.125 - ..., each place by hand
+    mean = WEIGHT.mean(0)
+    close(heat_of("grad_cam", on_paper(), 0), (VALUE[0] * mean).sum(-1).clamp(min=0))
+    close(heat_of("grad_cam", on_paper(), 0), [2.25, 2.8125, 2.8125, 0])
+
+
+@pytest.mark.parametrize("method", ["occlusion", "ablation", "shapley_sampling", "kernel_shap"])
+def test_taking_away_on_paper(method: str) -> None:
+    close(heat_of(method, on_paper(), 0), GAIN, atol=1e-3)
+
+
+@pytest.mark.parametrize("method", ["ablation", "shapley_sampling", "kernel_shap"])
+def test_cells_go_together(method: str) -> None:
+    """Two places in a cell share what the cell brings."""
+    close(heat_of(method, on_paper(cells={"place": 2}), 0), [0, 0, 3.5, 3.5], atol=1e-3)
+
+
+def test_windows_that_overlap_are_averaged() -> None:
+    """Windows of two places, one by one: {0,1}, {1,2}, {2,3} bring 0, 0, 7; a place has the mean of its windows, and
+    captum gives each number of a window its whole value."""
+    heat = heat_of("occlusion", on_paper(cells={"place": 2}), 0)
+    close(heat, [0, 0, 3.5, 7])
+    close(heat_of("occlusion", on_paper(cells={"place": 2}, stride={"place": 2}), 0), [0, 0, 7, 7])
+
+
+def test_what_two_bring_together_is_shared() -> None:
+    """3 x0 x1: from (0, 1) to (1, 3) it brings 9. Alone place 0 brings 3, place 1 nothing; the rest of 6 is halved."""
+    expected = [GAIN[0] + 6, GAIN[1] + 3, *GAIN[2:]]
+    close(heat_of("shapley_sampling", on_paper(3.0, n_samples=400), 0), expected, atol=0.4)
+    close(heat_of("kernel_shap", on_paper(3.0, n_samples=3000), 0), expected, atol=0.4)
+    # along the line x0 = t, x1 = 1 + 2 t: the integral of 3 x1 is 6, that of 2 * 3 x0 is 3
+    close(heat_of("integrated_gradients", on_paper(3.0, n_steps=200), 0), expected, atol=1e-2)
+    close(heat_of("ablation", on_paper(3.0), 0), [GAIN[0] + 9, GAIN[1] + 6, *GAIN[2:]])
+
+
+def test_rows_are_counted() -> None:
+    task = on_paper()
+    heat_of("ablation", task, 0)
+    assert task.scorer.forwards == 5 and task.backwards == 0
+    task = on_paper(n_steps=6)
+    heat_of("integrated_gradients", task, 0)
+    assert task.scorer.forwards == task.backwards == 6
+
+
+def test_cells_are_numbered_from_the_left() -> None:
+    task = on_paper(cells={"place": 3})
+    assert task.cells[0].tolist() == [[0, 0], [0, 0], [0, 0], [1, 1]] and task.n_cells == 2
+
+
+@pytest.mark.parametrize(
+    ("cells", "message"),
+    [({"plaice": 2}, "cells: no axis 'plaice'"), ({"place": 0}, "cells: place = 0; expected a number of places from 1 on")],
+)
+def test_cells_that_make_no_sense(cells: dict, message: str) -> None:
+    with pytest.raises(VltError, match=message):
+        on_paper(cells=cells)
+
+
+# ---------------------------------------------------------------------- on the box
+
+
+CAPTUM: dict[str, Any] = {
+    "saliency": lambda f, x, b, mask: captum.attr.Saliency(f).attribute(x),
+    "gradient_x_input": lambda f, x, b, mask: captum.attr.InputXGradient(f).attribute(x),
+    "integrated_gradients": lambda f, x, b, mask: captum.attr.IntegratedGradients(f).attribute(x, b, n_steps=32),
+    "occlusion": lambda f, x, b, mask: captum.attr.Occlusion(f).attribute(x, (1, x.shape[-1]), baselines=b),
+    "ablation": lambda f, x, b, mask: captum.attr.FeatureAblation(f).attribute(x, b, feature_mask=mask),
+    "shapley_sampling": lambda f, x, b, mask: captum.attr.ShapleyValueSampling(f).attribute(
+        x, b, feature_mask=mask, n_samples=25, perturbations_per_eval=16
+    ),
+    "kernel_shap": lambda f, x, b, mask: captum.attr.KernelShap(f).attribute(
+        x, b, feature_mask=mask, n_samples=200, perturbations_per_eval=16
+    ),
+    "gradient_shap": lambda f, x, b, mask: captum.attr.GradientShap(f).attribute(x, b, n_samples=16),
+}
+ONCE = ("occlusion", "ablation", "shapley_sampling", "kernel_shap")  # one value for all numbers of a place
+
+
+@pytest.mark.parametrize("method", CAPTUM)
+def test_as_captum_called_directly(method: str, bell: Trace) -> None:
+    score = scorer(bell, "segment_tokens", "bell")
+    baseline, _ = score.without()
+    mask = torch.arange(8)[None, :, None].expand(1, 8, score.value.shape[-1]).contiguous()
+    torch.manual_seed(3)
+    np.random.seed(3)  # captum's GradientShap draws from it
+    with torch.enable_grad():
+        theirs = CAPTUM[method](score, score.value.detach().clone().requires_grad_(), baseline, mask).detach()[0]
+    theirs = theirs[:, 0] if method in ONCE else theirs.sum(-1)
+    options = {"n_samples": 16} if method == "gradient_shap" else {}
+    ours = attribute(bell, "segment_tokens", method, "bell", seed=3, progress=False, **options)
+    np.testing.assert_allclose(ours.heat.values, theirs.numpy(), rtol=2e-3, atol=2e-4)
+
+
+@pytest.mark.parametrize("at", ["frames", "spectrograms", "frame_tokens", "prefix", "parts"])
+def test_gradients_as_finite_differences(at: str, square: Trace) -> None:
+    score = scorer(square, at, "answer")
+    x = score.value.detach().clone()
+    draw = torch.Generator().manual_seed(0)
+    with torch.enable_grad():
+        leaf = x.clone().requires_grad_()
+        (slope,) = torch.autograd.grad(score(leaf).sum(), leaf)
+    direction = slope / slope.norm() + 0.3 * torch.nn.functional.normalize(
+        torch.randn(x.shape, generator=draw).flatten(), dim=0
+    ).view(x.shape)
+    step = 0.02 if at != "prefix" else 0.002
+    with torch.no_grad():
+        ahead, behind = score(torch.cat([x + step * direction, x - step * direction]))
+    expected = float((slope * direction).sum())
+    assert expected > 0
+    assert float(ahead - behind) / (2 * step) == pytest.approx(expected, rel=0.05)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_on_parts_and_features(method: str, bell: Trace) -> None:
+    """Finite, labelled, reproducible; complete where it says so; and the bell's segment stands out."""
+    at = "segment_tokens" if method == "grad_cam" else "parts"
+    options = {"n_samples": 5} if method in ("smoothgrad", "gradient_shap", "shapley_sampling") else {}
+    found, again = (attribute(bell, at, method, "bell", progress=False, **options) for _ in range(2))
+    assert np.isfinite(found.heat).all() and found.heat.values.any()
+    np.testing.assert_array_equal(found.heat.values, again.heat.values)
+    if method in COMPLETE:
+        whole = found.score - found.score_without
+        assert found.error == pytest.approx(float(found.heat.sum()) - whole, abs=1e-4)
+        assert abs(found.error) < (1e-3 * whole if method != "gradient_shap" else whole)
+    else:
+        assert np.isnan(found.error)
+    assert found.heat.attrs["long_name"] == "heat for 'bell'"
+    hottest = found.heat[int(found.heat.values.argmax())]
+    if method not in (*READ_ATTENTION, "grad_cam"):
+        assert float(hottest["start" if at == "segment_tokens" else "seconds"]) == 2.0
+
+
+def test_seeds_and_batches(bell: Trace) -> None:
+    def heat(**options: Any) -> np.ndarray:
+        return attribute(bell, "segment_tokens", "shapley_sampling", progress=False, n_samples=3, **options).heat.values
+
+    np.testing.assert_allclose(heat(batch=1), heat(batch=7), atol=1e-4)
+    assert not np.allclose(heat(seed=0), heat(seed=1), atol=1e-4)
+
+
+def test_global_randomness_is_left_alone(bell: Trace) -> None:
+    for method in ("smoothgrad", "gradient_shap"):
+        torch.manual_seed(5)
+        np.random.seed(5)
+        expected = torch.rand(3), np.random.rand(3)
+        torch.manual_seed(5)
+        np.random.seed(5)
+        attribute(bell, "segment_tokens", method, progress=False, n_samples=2)
+        assert torch.equal(torch.rand(3), expected[0]) and np.array_equal(np.random.rand(3), expected[1])
+
+
+def test_pixels_are_windows_of_an_eighth(square: Trace) -> None:
+    found = attribute(square, "frames", "ablation", "white", progress=False)
+    assert found.heat.dims == ("frame", "height", "width") and found.task.n_cells == 8 * 8 * 8
+    blocks = found.heat.values.reshape(8, 8, 8, 8, 8)
+    np.testing.assert_array_equal(blocks, np.broadcast_to(blocks[:, :, :1, :, :1], blocks.shape))
+    assert found.forwards == 1 + 512
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"method": "lime"}, "no method 'lime'; nearest: .*; all: saliency"),
+        ({"at": "frame"}, "attribution at 'frame'; nearest: frames"),
+        ({"target": "buzz"}, "the answer has no word 'buzz'; its tokens are"),
+        ({"target": ("bell", "buzz", "hum")}, "a contrast is of two words"),
+        ({"target": ("bell", "antidisestablishment")}, "is not one token of this model"),
+        ({"baseline": "black"}, "no baseline 'black'; nearest: blank"),
+        ({"baseline": torch.zeros(3)}, r"a baseline at 'segment_tokens' has shape \[8, 64\]; got \[3\]"),
+        ({"n_steps": 0}, "integrated_gradients|n_steps = 0; expected a whole number from 1 on"),
+        ({"n_samples": 3}, "integrated_gradients has no option 'n_samples'"),
+        ({"batch": 0}, "batch 0; expected a number of rows from 1 on"),
+        ({"method": "grad_cam", "at": "spectrograms"}, "grad_cam needs a stage of features"),
+        ({"method": "rollout", "target": ("bell", "buzz")}, "rollout follows one word; it knows no contrast"),
+        ({"method": "attention", "at": "patches"}, "attention has heat at prefix, frames, .*, parts; not at 'patches'"),
+        ({"method": "occlusion", "stride": {"segment": 2}}, "stride: segment = 2; expected 1 to the cells' 1"),
+        ({"method": "occlusion", "stride": {"frame": 1}}, "stride: 'segment_tokens' has no axis 'frame'"),
+        ({"at": "parts", "baseline": "mean"}, "the parts' baseline is blank"),
+    ],
+)
+def test_refusals(arguments: dict, message: str, bell: Trace) -> None:
+    given = {"at": "segment_tokens", "method": "integrated_gradients", "progress": False} | arguments
+    with pytest.raises(VltError, match=message):
+        attribute(bell, given.pop("at"), given.pop("method"), given.pop("target", "answer"), **given)
+    assert WITHOUT.shape == VALUE.shape
