@@ -26,7 +26,7 @@ pages: $(STAMP)
 	cd notebooks && ../$(BIN)/jupyter nbconvert --execute --to html --output-dir pages *.ipynb
 
 bench: $(STAMP)
-	$(BIN)/python benchmarks/stages.py
+	$(BIN)/python benchmarks
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

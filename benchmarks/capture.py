@@ -5,7 +5,8 @@
 The model is random; its prompt is embeddings, 40 soft tokens before those of words. What each way captures is first
 compared with what raw hooks read from eager attention, then all take turns. All models share one set of weights. Two are
 plain: with SDPA, which is transformers' default and gives no patterns, and with eager attention, on which all ways but
-vlt's rest. Times are CPU time, unless it says wall.
+vlt's rest: the goal is set against that one, which is what a capture costs elsewhere before it begins. Times are CPU time,
+unless it says wall.
 """
 
 from __future__ import annotations
@@ -182,7 +183,6 @@ def measure_size(name: str, rounds: int, stack: ExitStack) -> Result:
     title = f"{name}: {layers} layers, width {width}, {tokens} tokens"
     versus = turns.ratio(OPEN, "nnsight") if "nnsight" in ways else None
     goals = [
-        goal(f"{name}: {OPEN} / {PLAIN}", turns.ratio(OPEN, PLAIN), 1.10),
         goal(f"{name}: {OPEN} / {EAGER}", turns.ratio(OPEN, EAGER), 1.10),
         goal(f"{name}: {OPEN} / nnsight", versus, 1.0),
         goal(f"{name}: {OFF} / plain", turns.ratio(OFF, PLAIN), 1.02),

@@ -8,23 +8,17 @@ The A/A row is the full run measured twice: its distance from 1.00 is what this 
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 import time
 import warnings
 from collections import defaultdict
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
-from rich.console import Console
-from rich.table import Table
+from common import CLIP, Result, finish, parser
 from tqdm.auto import tqdm
 
 import vlt
-
-CLIP = Path(__file__).parents[1] / "data" / "clips" / "two_bell.mp4"
 
 
 def seconds(call: Callable[[], object]) -> float:
@@ -34,7 +28,7 @@ def seconds(call: Callable[[], object]) -> float:
 
 
 @torch.no_grad()
-def measure(model: vlt.VideoLlama, clip: vlt.Clip, rounds: int) -> dict[str, dict[str, float]]:
+def measure(model: vlt.VideoLlama, clip: vlt.Clip, rounds: int) -> Result:
     question = {"clip": clip, "question": "What do you see?"}
     stored = model.run(question, [n for n in vlt.STAGES if n not in ("clip", "question")])
     stages: dict[str, list[float]] = defaultdict(list)
@@ -54,33 +48,21 @@ def measure(model: vlt.VideoLlama, clip: vlt.Clip, rounds: int) -> dict[str, dic
             times[name].append(seconds(variants[name]))
     whole = statistics.median(times["full run"][2:])
     return {
-        "stage / full run": {name: statistics.median(s[2:]) / whole for name, s in stages.items()},
-        "variant / full run": {name: statistics.median(s[2:]) / whole for name, s in times.items()},
+        "stages": [{"stage": name, "/ full run": statistics.median(s[2:]) / whole} for name, s in stages.items()],
+        "variants": [{"variant": name, "/ full run": statistics.median(s[2:]) / whole} for name, s in times.items()],
     }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("clip", nargs="?", default=CLIP)
-    parser.add_argument("--model", default="box")
-    parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--threads", type=int, default=1, help="of torch; one is steadiest for small models")
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
+    parse = parser(__doc__, rounds=20)
+    parse.add_argument("clip", nargs="?", default=CLIP)
+    parse.add_argument("--model", default="box")
+    options = parse.parse_args()
     torch.set_num_threads(options.threads)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = vlt.load(options.model)
-    result = measure(model, vlt.Clip(options.clip), options.rounds)
-    console = Console(width=100)
-    for title, rows in result.items():
-        table = Table(title, "ratio", box=None, header_style="bold")
-        table.columns[1].justify = "right"
-        for name, ratio in rows.items():
-            table.add_row(name, f"{ratio:.3f}")
-        console.print(table)
-    if options.json:
-        options.json.write_text(json.dumps(result, indent=1) + "\n")
+    finish(measure(model, vlt.Clip(options.clip), options.rounds), options.json)
 
 
 if __name__ == "__main__":

@@ -235,7 +235,7 @@ def test_one_pass_over_an_answer_is_as_its_decoding(bell: Trace, name: str) -> N
 
 def test_an_answer_under_a_knockout_reads_its_own_words(bell: Trace) -> None:
     """Cut off from all that was asked and heard, it still sees what it said."""
-    again = bell.rerun(edits.knockout("answer 0", by="answer 1-9", layers="all"))
+    again = bell.rerun(edits.knockout("answer 0", by="answer 1-400", layers="all"))
     assert again.answer.tokens[0] == bell.answer.tokens[0]
     rows = again.attention("language_model.0.self", rows="answer", columns=["answer 0"], mean=True).values
     assert rows[0] > 0

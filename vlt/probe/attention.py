@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -24,7 +25,20 @@ from transformers.masking_utils import sdpa_mask
 from vlt.errors import VltError
 
 NAME = "vlt"
+KEPT = 2**18  # elements of a causal mask that is kept for the next layer
 AT_ONCE = 2**26  # bytes of scores that are formed at a time where no gradient is asked for
+
+
+def _hidden(places: Tensor, columns: int) -> Float[Tensor, "row column"]:
+    """What is added to scores where rows may not look at what comes later: minus infinity there, else 0."""
+    ahead = torch.arange(columns, device=places.device) > places[:, None]
+    return torch.zeros(ahead.shape, device=places.device).masked_fill_(ahead, -torch.inf)
+
+
+@lru_cache(maxsize=8)
+def _ahead(rows: int, columns: int, device: torch.device) -> Float[Tensor, "row column"]:
+    with torch.inference_mode(False):  # what is kept must serve gradients too
+        return _hidden(torch.arange(rows, device=device), columns)
 
 
 class Call:
@@ -50,17 +64,27 @@ class Call:
             return mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
         if not self.causal:
             return None
-        n, m = self.query.shape[2], self.key.shape[2]
-        return torch.ones(n, m, dtype=torch.bool, device=self.query.device).tril()[rows][None, None]
+        places = torch.arange(self.query.shape[2], device=self.query.device)[rows]
+        columns = torch.arange(self.key.shape[2], device=self.query.device)
+        return (columns <= places[:, None])[None, None]  # of the rows alone: all of them would be tokens squared
 
     def probabilities(self, rows: Tensor | slice = slice(None), heads: Tensor | slice = slice(None)) -> Tensor:
         """softmax(query key^T * scaling + mask) [b, head, row, column], float32 whatever the model's dtype. Rows that
         may look at nothing (padding) are 0."""
-        scores = self.query[:, heads][:, :, rows].float() @ self.key[:, heads].float().transpose(-1, -2) * self.scaling
+        query, key = (self.query, self.key) if heads == slice(None) else (self.query[:, heads], self.key[:, heads])
+        query = query if rows == slice(None) else query[:, :, rows]
+        scores = query.float() @ key.float().transpose(-1, -2)
+        if self.mask is None:
+            if not self.causal:
+                return (scores * self.scaling).softmax(dim=-1)
+            n, m = self.query.shape[2], self.key.shape[2]
+            places = rows if isinstance(rows, Tensor) else torch.arange(n, device=scores.device)[rows]
+            bias = _ahead(n, m, scores.device) if rows == slice(None) and n * m <= KEPT else _hidden(places, m)
+            return torch.add(bias, scores, alpha=self.scaling).softmax(dim=-1)
+        scores = scores * self.scaling
         allowed = self.allowed(rows)
-        if allowed is None:
-            return scores.softmax(dim=-1)
-        if self.mask is not None and self.mask.dtype != torch.bool:
+        assert allowed is not None
+        if self.mask.dtype != torch.bool:
             scores = scores + self.mask[:, :, rows].float()
         scores = scores.masked_fill(~allowed, torch.finfo(torch.float32).min)
         return scores.softmax(dim=-1) * allowed.any(-1, keepdim=True)
