@@ -27,7 +27,7 @@ def explain(
         list[str] | None,
         typer.Option(help="A stage, or 'parts'; if not given parts, frames and spectrograms.", show_default=False),
     ] = None,
-    method: Annotated[str, typer.Option(help="Of attribution; a wrong one lists all.")] = "occlusion",
+    method: Annotated[str, typer.Option(help="Of attribution; a wrong one lists all.")] = "integrated_gradients",
     target: Annotated[str, typer.Option(help="'answer', or a word of it.")] = "answer",
     rather: Annotated[
         str | None, typer.Option(help="The word that the target is said rather than.", show_default=False)

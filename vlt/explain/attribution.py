@@ -92,7 +92,7 @@ class Attribution:
 def attribute(
     run: Trace,
     at: str = "frames",
-    method: str = "occlusion",
+    method: str = "integrated_gradients",
     target: Target = "answer",
     *,
     baseline: str | Tensor = "blank",

@@ -251,6 +251,7 @@ def _faithful(case: Case, found: Attribution, controls: int) -> dict[str, float]
 
 
 def _table(rows: pd.DataFrame) -> pd.DataFrame:
+    rows = rows.sort_values("question", key=lambda kinds: kinds.map([*LOOK, *LISTEN].index), kind="stable")
     out = []
     for names, group in rows.groupby(["question", "explained", "way"], sort=False):
         row: dict[str, Any] = dict(zip(("question", "explained", "way"), names, strict=True)) | {"n": len(group)}
