@@ -70,7 +70,9 @@ def test_a_folder_that_holds_something_is_refused(tmp_path: Path) -> None:
 
 def test_truth_prints_and_draws(tmp_path: Path) -> None:
     ways = ["gradient x input"]
-    done = vlt("truth", "--clips", 2, "--way", *ways, "--json", tmp_path / "a.json", "--figure", tmp_path / "a.png")
+    done = vlt(
+        "truth", "--clips", 2, "--way", *ways, "--controls", 0, "--json", tmp_path / "a.json", "--figure", tmp_path / "a.png"
+    )
     assert done.returncode == 0, done.stderr
     rows = pd.DataFrame(json.loads((tmp_path / "a.json").read_text()))
     assert set(rows["way"]) == set(ways) and {"model", "random weights", "other branch"} <= set(rows["explained"])

@@ -81,7 +81,7 @@ def test_causes_are_of_what_was_asked(known: list[truth.Case]) -> None:
 
 def test_the_best_way_and_chance(boxed: VideoLlama) -> None:
     ways = ["integrated gradients, features, rather", "attention"]
-    table = truth.compare(boxed, 2, seed=2000, ways=ways, quiet=True)
+    table = truth.compare(boxed, 2, seed=2000, ways=ways, controls=2, quiet=True)
     rows = table.set_index(["explained", "way", "question"])
     best = rows.loc[("model", ways[0])]
     assert best["rank"].mean() > 0.7 and best["pointing"].mean() > 0.5

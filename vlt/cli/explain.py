@@ -117,6 +117,7 @@ def truth(
     clips: Annotated[int, typer.Option(help="How many fresh clips.", min=2)] = 40,
     seed: Annotated[int, typer.Option(help="Of the clips; the box was trained on those below 1000.", min=1000)] = 1000,
     way: Annotated[list[str] | None, typer.Option(help="Only this way; a wrong one lists all.", show_default=False)] = None,
+    controls: Annotated[int, typer.Option(help="Random maps, to measure faithfulness beside; 0 measures none.", min=0)] = 3,
     model: Annotated[str, typer.Option(help="'box', or a folder that knows the small world.")] = "box",
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the rows here.", show_default=False)] = None,
     figure: Annotated[Path | None, typer.Option(help="Draw them here (png, svg or pdf).", show_default=False)] = None,
@@ -127,7 +128,7 @@ def truth(
     from vlt.model.load import load
     from vlt.train import truth as judged
 
-    table = judged.compare(load(model), clips, seed, way or ())
+    table = judged.compare(load(model), clips, seed, way or (), controls)
     terminal.hand_out(judged.markdown(table), json.loads(table.to_json(orient="records")), json_file)
     if figure is not None:
         from vlt.view import figures

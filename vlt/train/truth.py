@@ -204,14 +204,16 @@ def compare(
 ) -> pd.DataFrame:
     """A row for every kind of question, what is explained and way: n maps; the means of `judge`, "x low" and "x high" their
     95 % intervals (Wilson's of pointing, normal ones else); deletion and insertion less the mean of `controls` random
-    maps' (below 0 and above 0 where the map is true), and the share of maps that beat them; forwards and backwards of
-    the language model and seconds, of one map.
+    maps' (below 0 and above 0 where the map is true), and the share of maps that beat them (controls 0: not measured);
+    forwards and backwards of the language model and seconds, of one map.
 
     Of every clip, with two objects and one sound, one question of every kind, where the model answers rightly; of every
     seventh clip faithfulness and the controls too. ways: of `WAYS`, by default all. Interrupted (Ctrl-C), it returns what
     is done.
     """
     evaluate.check_seed(seed)
+    if controls < 0 or controls == 1:
+        raise VltError(f"controls: {controls} random maps; needed are 2 at least, or 0 to measure no faithfulness")
     if unknown := [way for way in ways if way not in WAYS]:
         raise VltError(f"no way {unknown[0]!r}; {nearest(unknown[0], WAYS)}")
     scenes = list(world.scenes(seed, clips, n_things=2, n_sounds=1))
@@ -241,7 +243,7 @@ def _judged(case: Case, way: str, controls: int) -> list[dict[str, Any]]:
 
 
 def _faithful(case: Case, found: Attribution, controls: int) -> dict[str, float]:
-    if case.control != "model" or not case.thorough:
+    if case.control != "model" or not case.thorough or not controls:
         return {}
     table = faithfulness(found, steps=5, controls=controls, progress=False)
     out: dict[str, float] = {}
