@@ -3,17 +3,19 @@
     python benchmarks/memory.py [--rounds 3] [--json FILE]
 
 32 layers of tiny heads (4 of width 8), prompts of 300, 1024 and 4096 tokens, 4 rows of an answer. vlt reduces inside
-the forward; the others keep whole patterns and reduce them afterwards (TransformerLens and nnsight can keep those rows
-alone, but form and hold the pattern of a layer). Peak: the most that tensors held at once beyond what was there before,
+the forward; HF's flags and TransformerLens' cache, filtered by name, keep whole patterns; nnsight is made to reduce each
+layer's pattern as it comes. Peak: the most that tensors held at once beyond what was there before,
 by torch's own record of every allocation. Kept: what is left when the run is over.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from capture import by_bridge
 from common import MIB, Result, Turns, finish, goal, largest, parser, peak_bytes
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -79,6 +81,17 @@ def by_nnsight(model: Any, prompt: Tensor) -> Read:
     return read
 
 
+def by_transformer_lens(model: Any, prompt: Tensor) -> Read:
+    bridge = by_bridge(model)
+    wanted = [f"blocks.{i}.attn.hook_pattern" for i in range(LAYERS)]
+
+    def read() -> Tensor:
+        _, cache = bridge.run_with_cache(prompt, names_filter=wanted, return_cache_object=False)
+        return torch.stack([summed(cache[name], prompt.shape[1]) for name in wanted])
+
+    return read
+
+
 @torch.no_grad()
 def measure(rounds: int) -> Result:
     plain, eager = model_of("sdpa"), model_of("eager")
@@ -89,10 +102,11 @@ def measure(rounds: int) -> Result:
         ways: dict[str, Read] = {"vlt": by_vlt(plain, prompt)}
         if n <= WHOLE:
             ways["HF flags"] = by_flags(eager, prompt)
-            try:
-                ways["nnsight"] = by_nnsight(eager, prompt)
-            except ImportError:
-                rows.append({"tokens": n, "way": "nnsight (not installed)"})
+            for peer, way in {"nnsight": by_nnsight, "TransformerLens": by_transformer_lens}.items():
+                try:
+                    ways[peer] = way(copy.deepcopy(eager), prompt)  # TransformerLens rebuilds what it is given
+                except ImportError:
+                    rows.append({"tokens": n, "way": f"{peer} (not installed)"})
         expected = ways["vlt"]()
         calls: dict[str, Callable[[], Any]] = {
             "plain": lambda p=prompt: plain(inputs_embeds=p, use_cache=False, logits_to_keep=1)
