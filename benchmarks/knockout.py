@@ -108,7 +108,10 @@ def by_transformer_lens(model: Any, prompt: Tensor, token: int, zero: bool = Fal
 
 
 def decoded(model: Any, prompt: Tensor, knockout: Knockout, cache: bool) -> list[int]:
-    """Greedy ids, step by step; with the cache each step runs one token."""
+    """Greedy ids, step by step; with the cache each step runs one token. Rows that reach the prompt's end go on into what
+    is said: else no step after the first would be cut, and nothing would be compared."""
+    rows, columns, window = knockout
+    knockout = (range(rows[0], TOKENS + NEW) if len(rows) and rows[-1] == TOKENS - 1 else rows, columns, window)
     embed = model.get_input_embeddings()
     ids: list[int] = []
     past, given = None, prompt
