@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vlt.errors import VltError, nearest
 from vlt.explain import attention, methods
-from vlt.explain.methods import Task
+from vlt.explain.methods import Progress, Task
 from vlt.explain.scorer import PARTS, WIDTHS, Target, scorer
 from vlt.probe.labels import labelled
 from vlt.probe.trace import Trace
@@ -99,7 +99,7 @@ def attribute(
     cells: Mapping[str, int] | None = None,
     batch: int = 16,
     seed: int = 0,
-    progress: bool = True,
+    progress: Progress = True,
     **options: Any,
 ) -> Attribution:
     """How much every place of a stage speaks for what was said.
@@ -114,7 +114,7 @@ def attribute(
     shrinking); "mean", over the stage's places; or a tensor. cells: how many places are changed together along an axis,
     as {"frame": 8, "height": 16, "width": 16}; by default an eighth of the picture's sides and of the mel axis, and as
     much of time; else single places. options: of the method, in its docstring. batch: rows at a time. seed: of what is
-    drawn.
+    drawn. progress: show a bar; or a function that is told (rows done, of how many).
 
     Raises `VltError` for a method, target, option, baseline or cells that do not fit; nothing is run before that but the
     stage itself.

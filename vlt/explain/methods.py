@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,6 +18,20 @@ from vlt.explain.scorer import WIDTHS, Scorer
 from vlt.probe.axes import Axis
 
 
+Progress = bool | Callable[[int, int], None]  # a bar, or none, or told (rows done, of how many); what that raises ends the work
+
+
+class _Told:
+    """In the place of a bar: tells a function."""
+
+    def __init__(self, tell: Callable[[int, int], None], total: int) -> None:
+        self.tell, self.total, self.done = tell, total, 0
+
+    def update(self, n: int) -> None:
+        self.done += n
+        self.tell(self.done, self.total)
+
+
 @dataclasses.dataclass
 class Task:
     """One attribution under way. value, baseline [1, ...] at the stage. cells [1, ...] int64: the number of the cell that
@@ -28,7 +42,7 @@ class Task:
     value: Tensor
     baseline: Tensor
     cells: Tensor
-    progress: bool
+    progress: Progress
     options: dict[str, Any]
     backwards: int = 0
 
@@ -63,6 +77,10 @@ class Task:
     @contextmanager
     def bar(self, total: int) -> Iterator[None]:
         """Shows how many of `total` rows have been scored, and how long the rest will take."""
+        if callable(self.progress):
+            self.scorer.bar = _Told(self.progress, total)
+            yield
+            return
         with tqdm(total=total, desc="attribution", unit="row", disable=not self.progress, leave=False) as self.scorer.bar:
             yield
 

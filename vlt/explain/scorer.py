@@ -71,7 +71,7 @@ class Scorer:
             raise VltError(f"batch {batch!r}; expected a number of rows from 1 on")
         self.run, self.at, self.target, self.batch, self.forwards = run, at, target, batch, 0
         self.reader = _reader(run, target)
-        self.bar = tqdm(disable=True)
+        self.bar: Any = tqdm(disable=True)
         with torch.no_grad():
             self.value = self._value()
             self._shared = beside(run, [at]) if at in ENCODERS else {}

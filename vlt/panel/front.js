@@ -1,0 +1,474 @@
+// The probe's front end. The same file draws the panel in a notebook (anywidget calls `render`) and a run saved as a page
+// (report.py calls it with a model that holds everything already). What is shown comes from `model`:
+//   shown   the clip: name, frames as pictures, spectrogram as a picture, names of the methods
+//   view    question, answers, switches, the word that was clicked, heat
+//   status  what is being done, and what went wrong
+// and what people do goes back as messages ({kind: "ask" | "switch" | "explain" | "load_clip" | "upload" | "cancel"}).
+// Text from files and people is only ever set as text, never as HTML.
+
+const FOR = [230, 97, 1], AGAINST = [94, 60, 153]; // orange and purple: every reader can tell them apart
+const PIECE = 2 ** 20; // bytes of an upload in one message
+const SURE = 0.8; // words below this probability are marked
+
+function node(tag, attributes = {}, ...children) {
+  const made = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (name.startsWith("on")) made.addEventListener(name.slice(2), value);
+    else if (name in made && name !== "list") made[name] = value;
+    else made.setAttribute(name, value);
+  }
+  made.append(...children.filter((child) => child !== null));
+  return made;
+}
+
+const fixed = (number, digits = 2) => number.toFixed(digits).replace("-", "\u2212");
+const seconds = (number) => `${+number.toFixed(2)} s`;
+
+function picture(source, then) {
+  const image = new Image();
+  image.onload = then;
+  image.src = source;
+  return image;
+}
+
+function greatest(numbers) {
+  return Math.max(1e-12, ...numbers.flat(3).map(Math.abs));
+}
+
+// Heat [row][column] over a part of a canvas, the pictures below seen through it.
+function paintHeat(context, heat, top, left, width, height) {
+  const rows = heat.length, columns = heat[0].length;
+  heat.forEach((line, row) =>
+    line.forEach((value, column) => {
+      const [r, g, b] = value > 0 ? FOR : AGAINST;
+      context.fillStyle = `rgba(${r}, ${g}, ${b}, ${0.85 * Math.min(1, Math.abs(value) / top)})`;
+      const x = Math.round((column * width) / columns), y = Math.round((row * height) / rows);
+      const right = Math.round(((column + 1) * width) / columns), low = Math.round(((row + 1) * height) / rows);
+      context.fillRect(left + x, y, right - x, low - y);
+    }),
+  );
+}
+
+function download(name, data, type) {
+  const link = node("a", { href: URL.createObjectURL(new Blob([data], { type })), download: name });
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 10000);
+}
+
+// Arrow keys go from button to button.
+function withArrows(row) {
+  row.addEventListener("keydown", (event) => {
+    const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+    const all = [...row.querySelectorAll("button")], at = all.indexOf(document.activeElement);
+    if (!step || at < 0) return;
+    event.preventDefault();
+    all[(at + step + all.length) % all.length].focus();
+  });
+  return row;
+}
+
+class Panel {
+  constructor(model, root) {
+    this.model = model;
+    this.now = 0; // seconds, of the player
+    this.frames = [];
+    this.saved = model.get("page") || null; // a page holds what was computed, and can compute no more
+    this.root = node("div", { className: "vlt" });
+    // Keys typed into the panel are not the notebook's shortcuts.
+    this.root.addEventListener("keydown", (event) => event.stopPropagation());
+    root.append(this.root);
+    this.parts = Object.fromEntries(
+      ["clip", "form", "status", "top", "seen", "heard", "legend", "switches", "tools", "tables"].map((name) => [
+        name,
+        node("section", { className: name === "top" ? "top" : "" }),
+      ]),
+    );
+    this.root.append(...Object.values(this.parts));
+    this.paintClip();
+    this.paintView();
+    this.paintStatus();
+  }
+
+  get shown() { return this.model.get("shown"); }
+  get view() { return this.model.get("view"); }
+
+  send(kind, told = {}, buffers = []) {
+    this.model.send({ kind, ...told }, undefined, buffers);
+  }
+
+  // ------------------------------------------------------------------ what stays for a clip
+
+  paintClip() {
+    const { shown, parts } = this;
+    parts.clip.replaceChildren(
+      node("p", {}, node("strong", {}, shown.name), node("span", { className: "soft" }, ` ${shown.kind}, ${seconds(shown.seconds)}`)),
+      shown.note ? node("p", { className: "soft" }, shown.note) : "",
+    );
+    this.question = node("input", { type: "text", value: this.view.question, "aria-label": "question", disabled: !!this.saved });
+    this.question.addEventListener("keydown", (event) => event.key === "Enter" && this.ask());
+    this.method = node("select", { "aria-label": "method of explanation", onchange: () => this.explainAgain() });
+    for (const name of shown.methods) this.method.append(node("option", { value: name }, name.replaceAll("_", " ")));
+    this.method.value = this.view.method;
+    const askButton = this.saved ? null : node("button", { onclick: () => this.ask() }, "Ask");
+    parts.form.replaceChildren(
+      node("div", { className: "row" }, this.question, askButton, node("label", {}, "explained by ", this.method)),
+    );
+    this.paintPlayer();
+    this.frames = shown.frames.map((frame) => picture(frame.image, () => this.paintHeatEverywhere()));
+    this.spectrogram = shown.sound && picture(shown.sound.image, () => this.paintHeatEverywhere());
+    this.paintSeen();
+    this.paintHeard();
+    this.paintTools();
+    if (this.saved) this.paintTables();
+  }
+
+  paintPlayer() {
+    const { shown } = this;
+    const data = this.model.get("media");
+    if (this.address) URL.revokeObjectURL(this.address);
+    this.address = data && data.byteLength ? URL.createObjectURL(new Blob([data], { type: shown.media })) : "";
+    const source = this.address || (this.saved && this.saved.media) || "";
+    const isVideo = shown.media && shown.media.startsWith("video") && shown.frames.length > 0;
+    this.player = source
+      ? node(isVideo ? "video" : "audio", {
+          src: source,
+          controls: true,
+          ontimeupdate: () => this.moved(this.player.currentTime),
+          onseeked: () => this.moved(this.player.currentTime),
+        })
+      : null;
+    if (this.player) this.player.setAttribute("aria-label", `${shown.name}, with heat`);
+    this.over = isVideo && source ? node("canvas", { width: 240, height: 240, "aria-hidden": "true" }) : null;
+    this.words = node("div", {});
+    this.parts.top.replaceChildren(
+      node("div", {}, node("div", { className: "player" }, this.player, this.over), this.player ? node("small", {}, "heat: of the frame looked at last") : ""),
+      this.words,
+    );
+  }
+
+  paintSeen() {
+    const { shown, parts } = this;
+    if (!shown.frames.length) return parts.seen.replaceChildren();
+    this.canvases = shown.frames.map(() => node("canvas", { width: 160, height: 160 }));
+    this.frameButtons = this.canvases.map((canvas, i) => node("button", { onclick: () => this.seek(shown.frames[i].seconds) }, canvas));
+    this.frameBars = shown.frames.map(() => node("div", { className: "bar" }));
+    this.frameSwitches = shown.frames.map((_, i) => this.tick(`frame ${i} is seen`, () => this.toggle("frames_off", i)));
+    this.frameCells = shown.frames.map((frame, i) =>
+      node("div", { className: "cell" }, this.frameButtons[i], this.frameBars[i], this.labelled(this.frameSwitches[i], seconds(frame.seconds))),
+    );
+    const strip = withArrows(node("div", { className: "strip" }, ...this.frameCells));
+    parts.seen.replaceChildren(node("h3", {}, `Seen: ${shown.frames.length} frames`), strip);
+  }
+
+  paintHeard() {
+    const { shown, parts } = this;
+    if (!shown.sound) return parts.heard.replaceChildren();
+    const segments = shown.sound.segments;
+    this.sound = node("canvas", { width: 1000, height: 160, role: "img" });
+    this.playhead = node("div", { className: "playhead", hidden: true });
+    this.segmentBars = segments.map(() => node("div", { className: "bar" }));
+    this.segmentSwitches = segments.map((_, i) => this.tick(`segment ${i} is heard`, () => this.toggle("segments_off", i)));
+    this.segmentCells = segments.map(({ start, end }, i) =>
+      node("div", { className: "cell" }, this.segmentBars[i], this.labelled(this.segmentSwitches[i], `${+start.toFixed(1)}\u2013${seconds(end)}`)),
+    );
+    const hz = shown.sound.ticks.map(({ place, text }) => node("span", { style: `bottom: ${100 * place}%` }, text));
+    parts.heard.replaceChildren(
+      node("h3", {}, `Heard: ${segments.length} segments`),
+      node(
+        "div", { className: "sound" },
+        node("div", { className: "hz", "aria-hidden": "true" }, ...hz),
+        node("div", { className: "spectrogram" }, this.sound, this.playhead),
+        node("div", { className: "segments" }, ...this.segmentCells),
+      ),
+    );
+  }
+
+  labelled(tick, text) {
+    return this.saved ? node("span", {}, text) : node("label", {}, tick, text);
+  }
+
+  tick(label, onchange) {
+    return node("input", { type: "checkbox", checked: true, "aria-label": label, onchange });
+  }
+
+  // ------------------------------------------------------------------ what changes
+
+  paintView() {
+    const { view, shown } = this;
+    if (document.activeElement !== this.question) this.question.value = view.question;
+    this.method.value = view.method;
+    const both = [this.answerRow("Answer", view.answer, false)];
+    if (view.edited) {
+      both.push(this.answerRow("Without what is off", view.edited, true));
+      const { logp } = view.answer, { change } = view.edited;
+      both.push(
+        node("p", { className: "change" }, `log p of the first answer: ${fixed(logp)} \u2192 ${fixed(logp + change)} (change ${change < 0 ? "" : "+"}${fixed(change)})`),
+        node("p", { className: "soft" }, `off: ${view.edited.off.join(", ")}`),
+      );
+    }
+    this.words.replaceChildren(...both, node("p", { className: "soft" }, "Click a word to see where it looked and listened. Dashed: the model was unsure."));
+    const off = view.switches;
+    (this.frameCells || []).forEach((cell, i) => {
+      this.frameSwitches[i].checked = !off.frames_off.includes(i);
+      cell.classList.toggle("off", off.frames_off.includes(i) || !off.video);
+    });
+    (this.segmentCells || []).forEach((cell, i) => {
+      this.segmentSwitches[i].checked = !off.segments_off.includes(i);
+      cell.classList.toggle("off", off.segments_off.includes(i) || !off.audio);
+    });
+    const there = { video: shown.frames.length > 0, audio: !!shown.sound, positions: shown.frames.length > 0 };
+    const names = { video: "video", audio: "sound", positions: "frame positions" };
+    const ticks = Object.keys(names).filter((name) => there[name]).map((name) => {
+      const tick = this.tick(names[name], () => this.send("switch", { [name]: tick.checked }));
+      tick.checked = off[name];
+      return node("label", {}, tick, ` ${names[name]}`);
+    });
+    this.parts.switches.replaceChildren(this.saved ? "" : node("div", { className: "row", role: "group", "aria-label": "switches" }, node("strong", {}, "On:"), ...ticks));
+    this.paintLegend();
+    this.paintHeatEverywhere();
+  }
+
+  answerRow(title, said, edited) {
+    const row = withArrows(node("div", { className: "words", role: "group", "aria-label": title }));
+    said.tokens.forEach(({ text, p }, number) => {
+      if (!text.trim()) return;
+      const word = this.view.word;
+      const pressed = !!word && word.number === number && word.edited === edited;
+      row.append(
+        node("button", {
+          className: p < SURE ? "unsure" : "",
+          title: `probability ${fixed(p, 3)}`,
+          "aria-pressed": String(pressed),
+          "aria-label": `${text.trim()}, probability ${fixed(p)}`,
+          onclick: () => this.explain(number, edited),
+        }, text.trim()),
+      );
+    });
+    return node("div", { className: edited ? "edited" : "answer" }, node("h3", {}, title), row);
+  }
+
+  paintLegend() {
+    const { heat, word } = this.view;
+    if (!heat) return this.parts.legend.replaceChildren();
+    const bare = (colour) => `rgb(${colour.join(",")})`;
+    const scale = node("span", { className: "scale", style: `background: linear-gradient(90deg, ${bare(AGAINST)}, #ddd, ${bare(FOR)})` });
+    const share = heat.frame_bars && heat.segment_bars ? ` On frames ${fixed(sum(heat.frame_bars))}, on sound ${fixed(sum(heat.segment_bars))}.` : "";
+    this.parts.legend.replaceChildren(
+      node("p", { className: "legend" }, `${heat.method.replaceAll("_", " ")} for \u201c${heat.word}\u201d: against `, scale, ` for.${share}`),
+    );
+    function sum(numbers) { return numbers.reduce((a, b) => a + b, 0); }
+    if (word && !this.saved) this.parts.legend.append(node("p", { className: "soft" }, `took ${fixed(heat.seconds, 1)} s; heat is no proof of a cause: vlt.faithfulness measures it, the switches test it`));
+  }
+
+  paintHeatEverywhere() {
+    const { heat } = this.view;
+    const frames = heat && heat.frames, top = frames ? greatest(frames) : 1;
+    (this.canvases || []).forEach((canvas, i) => {
+      const context = canvas.getContext("2d"), image = this.frames[i];
+      if (!image || !image.complete || !image.naturalWidth) return;
+      context.filter = frames ? "grayscale(1) contrast(0.6)" : "none";
+      context.imageSmoothingEnabled = image.naturalWidth > 160;
+      context.drawImage(image, 0, 0, canvas.width, canvas.height);
+      context.filter = "none";
+      if (frames) paintHeat(context, frames[i], top, 0, canvas.width, canvas.height);
+      const bars = heat && heat.frame_bars;
+      const told = bars ? `, heat ${fixed(bars[i], 3)}` : "";
+      this.frameButtons[i].setAttribute("aria-label", `frame ${i} at ${seconds(this.shown.frames[i].seconds)}${told}`);
+      this.bar(this.frameBars[i], bars, i);
+    });
+    this.paintSound();
+    this.moved(this.now);
+  }
+
+  paintSound() {
+    if (!this.shown.sound || !this.spectrogram.complete || !this.spectrogram.naturalWidth) return;
+    const { heat } = this.view, canvas = this.sound, context = canvas.getContext("2d");
+    const n = this.shown.sound.segments.length, width = canvas.width / n;
+    context.drawImage(this.spectrogram, 0, 0, canvas.width, canvas.height);
+    const grids = heat && heat.segments, bars = heat && heat.segment_bars;
+    const top = grids ? greatest(grids) : 1;
+    for (let i = 0; i < n; i++) {
+      if (grids) paintHeat(context, grids[i], top, Math.round(i * width), Math.round(width), canvas.height);
+      context.fillStyle = "#888";
+      if (i) context.fillRect(Math.round(i * width), 0, 1, canvas.height);
+      this.bar(this.segmentBars[i], bars, i);
+    }
+    const told = bars ? `; heat by segment: ${bars.map((bar) => fixed(bar, 3)).join(", ")}` : "";
+    canvas.setAttribute("aria-label", `spectrogram, ${n} segments${told}`);
+  }
+
+  // One bar of several, above the middle line for, below it against.
+  bar(place, bars, i) {
+    place.replaceChildren();
+    place.title = bars ? `heat ${fixed(bars[i], 3)}` : "";
+    if (!bars) return;
+    const low = Math.min(0, ...bars), high = Math.max(1e-12, ...bars), whole = high - low;
+    const size = (100 * Math.abs(bars[i])) / whole, ground = (100 * -low) / whole;
+    const bottom = bars[i] >= 0 ? ground : ground - size;
+    place.append(node("i", { className: bars[i] < 0 ? "against" : "", style: `bottom: ${bottom}%; height: ${Math.max(size, 1)}%` }));
+  }
+
+  // The player, or a click, is at a moment: its frame is marked, its heat lies over the video, the playhead goes there.
+  moved(time) {
+    this.now = time;
+    const { shown } = this, { heat } = this.view;
+    const at = shown.frames.reduce((last, frame, i) => (frame.seconds <= time + 1e-6 ? i : last), 0);
+    (this.frameButtons || []).forEach((button, i) => button.setAttribute("aria-pressed", String(i === at)));
+    if (this.over) {
+      const context = this.over.getContext("2d");
+      context.clearRect(0, 0, this.over.width, this.over.height);
+      if (heat && heat.frames) paintHeat(context, heat.frames[at], greatest(heat.frames), 0, this.over.width, this.over.height);
+    }
+    if (!this.playhead) return;
+    const segments = shown.sound.segments;
+    const i = segments.findIndex(({ start, end }) => time >= start && time < end);
+    this.playhead.hidden = i < 0;
+    if (i >= 0) this.playhead.style.left = `${(100 * (i + (time - segments[i].start) / (segments[i].end - segments[i].start))) / segments.length}%`;
+  }
+
+  seek(time) {
+    if (this.player) this.player.currentTime = time;
+    this.moved(time);
+  }
+
+  paintStatus() {
+    const status = this.model.get("status");
+    const parts = [];
+    if (status.busy || status.what) {
+      const bar = node("progress", { "aria-label": "progress" });
+      if (status.done !== null) bar.value = status.done;
+      parts.push(`${status.what}\u2026 `, bar);
+      if (status.busy) parts.push(node("button", { onclick: () => this.send("cancel") }, "Cancel"));
+    }
+    this.parts.status.replaceChildren(
+      node("div", { className: "row", role: "status", "aria-live": "polite" }, ...parts),
+      status.said ? node("p", { className: "said" }, status.said) : "",
+      status.error ? node("p", { className: "error", role: "alert" }, status.error) : "",
+    );
+  }
+
+  // ------------------------------------------------------------------ what people do
+
+  ask() {
+    if (this.question.value.trim()) this.send("ask", { question: this.question.value });
+  }
+
+  explain(word, edited) {
+    this.send("explain", { word, edited, method: this.method.value });
+  }
+
+  explainAgain() {
+    const { word } = this.view;
+    if (word) this.explain(word.number, word.edited);
+  }
+
+  toggle(name, i) {
+    const off = this.view.switches[name];
+    this.send("switch", { [name]: off.includes(i) ? off.filter((other) => other !== i) : [...off, i] });
+  }
+
+  // ------------------------------------------------------------------ files in and out
+
+  paintTools() {
+    const buttons = [
+      node("button", { onclick: () => this.saveState() }, "Save as JSON"),
+      node("button", { onclick: () => this.savePicture() }, "Save as PNG"),
+    ];
+    const own = [];
+    if (!this.saved) {
+      const path = node("input", { type: "text", placeholder: "path of another clip", "aria-label": "path of another clip" });
+      const go = () => path.value.trim() && this.send("load_clip", { path: path.value.trim() });
+      path.addEventListener("keydown", (event) => event.key === "Enter" && go());
+      const file = node("input", { type: "file", accept: "video/*,audio/*,image/png,image/jpeg", "aria-label": "another clip from this computer", onchange: () => this.upload(file.files[0]) });
+      own.push(path, node("button", { onclick: go }, "Open"), file);
+    }
+    this.parts.tools.replaceChildren(node("div", { className: "row" }, ...own, ...buttons));
+  }
+
+  async upload(file) {
+    if (!file) return;
+    for (let at = 0; at < file.size || at === 0; at += PIECE) {
+      const piece = await file.slice(at, at + PIECE).arrayBuffer();
+      this.send("upload", { name: file.name, at, total: file.size }, [piece]);
+    }
+  }
+
+  saveState() {
+    download("probe.json", JSON.stringify({ clip: this.shown.name, ...this.view }, null, 1), "application/json");
+  }
+
+  savePicture() {
+    const width = 1200, line = 24, canvas = node("canvas", { width, height: 10 }), context = canvas.getContext("2d");
+    const { view, shown } = this, texts = [`${shown.name}: ${view.question}`, view.answer.text];
+    if (view.edited) texts.push(`without ${view.edited.off.join(", ")}: ${view.edited.text} (log p ${fixed(view.edited.change)})`);
+    if (view.heat) texts.push(`${view.heat.method.replaceAll("_", " ")} for \u201c${view.heat.word}\u201d (orange: for, purple: against)`);
+    context.font = "16px sans-serif";
+    const lines = texts.flatMap((text) => wrapped(context, text, width - 20));
+    const side = shown.frames.length ? Math.min(160, (width - 20) / Math.min(shown.frames.length, 8) - 6) : 0;
+    const rows = Math.ceil(shown.frames.length / 8);
+    canvas.height = 20 + lines.length * line + rows * (side + 24) + (shown.sound ? 190 : 0);
+    context.fillStyle = "#fff";
+    context.fillRect(0, 0, width, canvas.height);
+    context.fillStyle = "#000";
+    context.font = "16px sans-serif";
+    lines.forEach((text, i) => context.fillText(text, 10, 24 + i * line));
+    let down = 16 + lines.length * line;
+    context.font = "12px sans-serif";
+    shown.frames.forEach((frame, i) => {
+      const x = 10 + (i % 8) * (side + 6), y = down + Math.floor(i / 8) * (side + 24);
+      context.drawImage(this.canvases[i], x, y, side, side);
+      context.fillText(seconds(frame.seconds), x, y + side + 14);
+    });
+    down += rows * (side + 24);
+    if (shown.sound) {
+      context.drawImage(this.sound, 10, down, width - 20, 150);
+      shown.sound.segments.forEach(({ start }, i, all) => context.fillText(seconds(start), 10 + (i * (width - 20)) / all.length, down + 166));
+    }
+    canvas.toBlob((blob) => download("probe.png", blob, "image/png"));
+
+    function wrapped(context, text, room) {
+      const out = [""];
+      for (const word of text.split(" ")) {
+        const longer = out.at(-1) ? `${out.at(-1)} ${word}` : word;
+        if (context.measureText(longer).width > room && out.at(-1)) out.push(word);
+        else out[out.length - 1] = longer;
+      }
+      return out;
+    }
+  }
+
+  // ------------------------------------------------------------------ what only a page has
+
+  paintTables() {
+    const { stages, sweep } = this.saved;
+    const table = (caption, heads, rows) =>
+      node("div", { className: "wide" }, node("h3", {}, caption),
+        node("table", {},
+          node("thead", {}, node("tr", {}, ...heads.map((head) => node("th", { scope: "col" }, head)))),
+          node("tbody", {}, ...rows.map((row) => node("tr", {}, ...row.map((cell) =>
+            node("td", { className: typeof cell === "number" ? "number" : "" }, typeof cell === "number" ? fixed(cell) : cell)))))));
+    const parts = [];
+    if (sweep.length) {
+      parts.push(table("What becomes of the answer when parts are taken away", ["taken away", "answer", "log p", "change"],
+        sweep.map((row) => [row.name, row.same ? `${row.answer} (the same)` : row.answer, row.logprob, row.change])));
+    }
+    parts.push(table("Stages", ["stage", "shape", "axes", "ms"], stages.map((row) => [row.stage, row.shape.join(" x "), row.axes, row.ms])));
+    this.parts.tables.replaceChildren(...parts);
+  }
+}
+
+function render({ model, el }) {
+  const panel = new Panel(model, el);
+  const painters = {
+    "change:shown": () => { panel.paintClip(); panel.paintView(); },
+    "change:view": () => panel.paintView(),
+    "change:status": () => panel.paintStatus(),
+  };
+  for (const [name, paint] of Object.entries(painters)) model.on(name, paint);
+  return () => {
+    for (const [name, paint] of Object.entries(painters)) model.off(name, paint);
+    if (panel.address) URL.revokeObjectURL(panel.address);
+  };
+}
+
+export default { render };

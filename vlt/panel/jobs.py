@@ -1,0 +1,65 @@
+"""Long work beside the notebook's own thread: one piece at a time, the newest wins, and each can be stopped."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+from vlt.errors import VltError
+from vlt.model.video_llama import VideoLlama
+
+# A model that is watched by two threads would mix what they see.
+_one_at_a_time = threading.Lock()
+
+
+class Stopped(Exception):
+    """The work was stopped."""
+
+
+class Job:
+    """A piece of work. stopped: it is to end at its next step."""
+
+    def __init__(self, work: Callable[[Job], None], ended: Callable[[Job, str], None]) -> None:
+        self.stopped, self._work, self._ended = False, work, ended
+        self.thread = threading.Thread(target=self._run, name="vlt probe", daemon=True)
+        self.thread.start()
+
+    def _run(self) -> None:
+        error = ""
+        with _one_at_a_time:
+            try:
+                self.check()
+                self._work(self)
+            except Stopped:
+                error = "stopped"
+            except VltError as e:
+                error = str(e)
+            except Exception as e:  # a panel that dies silently is of no use; what it showed before stays
+                error = f"{type(e).__name__}: {e}"
+            self._ended(self, error)
+
+    def check(self) -> None:
+        if self.stopped:
+            raise Stopped
+
+
+@contextmanager
+def interruptible(job: Job, model: VideoLlama, said: Callable[[int], None] | None = None) -> Iterator[None]:
+    """Ends a stopped job before the next run of any part of the model. said: is told every token that is likeliest behind
+    the last place, as the language model gets there."""
+    handles = [part.register_forward_pre_hook(lambda *_: job.check()) for _, part in model.named_children()]
+
+    def heard(module: nn.Module, args: Any, output: Any) -> None:
+        if said is not None:
+            said(int(output.logits[0, -1].argmax()))
+
+    handles.append(model.language_model.register_forward_hook(heard))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
