@@ -19,6 +19,7 @@ from common import CLIP, Result, finish, parser
 from tqdm.auto import tqdm
 
 import vlt
+from vlt.model.stages import STAGES
 
 
 def seconds(call: Callable[[], object]) -> float:
@@ -30,7 +31,7 @@ def seconds(call: Callable[[], object]) -> float:
 @torch.no_grad()
 def measure(model: vlt.VideoLlama, clip: vlt.Clip, rounds: int) -> Result:
     question = {"clip": clip, "question": "What do you see?"}
-    stored = model.run(question, [n for n in vlt.STAGES if n not in ("clip", "question")])
+    stored = model.run(question, [n for n in STAGES if n not in ("clip", "question")])
     stages: dict[str, list[float]] = defaultdict(list)
     variants: dict[str, Callable[[], object]] = {
         "full run": lambda: model.run(question, ["logits"], lambda name, value, s: stages[name].append(s)),

@@ -25,6 +25,9 @@ def probe(
     ask: Annotated[str, typer.Option(help="The question.")] = "What do you see, and what do you hear?",
     model: Annotated[str, typer.Option(help="'box', a converted folder, or a hub name.")] = "box",
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write the result here.", show_default=False)] = None,
+    html: Annotated[
+        Path | None, typer.Option(help="Also write a page here: heat by word, what hangs on what.", show_default=False)
+    ] = None,
     branch: Annotated[list[str] | None, typer.Option(help="Use only this branch: video or audio.", show_default=False)] = None,
     coverage: Annotated[
         str | None,
@@ -39,6 +42,7 @@ def probe(
 ) -> None:
     """What a clip holds, what becomes of it stage by stage, and the answer to a question about it."""
     terminal.check_file(json_file)
+    terminal.check_page(html)
     if json_file is not None and json_file.exists() and clip.exists() and json_file.samefile(clip):
         raise VltError(f"--json {json_file}: is the clip itself; give another file")
     with terminal.progress() as bar:
@@ -70,6 +74,18 @@ def probe(
     if json_file is not None:
         write_whole(json_file, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
     _print_probe(description, rows, answer, loaded.config.note)
+    if html is not None:
+        _save_page(html, loaded, opened, ask, options, answer if sample else None, max_new_tokens)
+
+
+def _save_page(
+    path: Path, model: VideoLlama, clip: Clip, question: str, options: dict[str, Any], drawn: Answer | None, length: int
+) -> None:
+    from vlt.panel.report import save_html
+    from vlt.probe.trace import trace
+
+    said = None if drawn is None else drawn.text
+    save_html(trace(model, clip, question, answer=said, max_new_tokens=length, **options), path)
 
 
 def _stage_rows(

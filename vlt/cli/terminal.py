@@ -57,6 +57,12 @@ def check_file(path: Path | None) -> None:
         raise VltError(f"{path}: cannot be written")
 
 
+def check_page(path: Path | None) -> None:
+    check_file(path)
+    if path is not None and path.suffix.lower() not in (".html", ".htm"):
+        raise VltError(f"{path}: a page is written as .html")
+
+
 def check_figure(path: Path | None) -> None:
     check_file(path)
     if path is not None and path.suffix.lower() not in FIGURES:

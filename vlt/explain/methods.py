@@ -17,7 +17,6 @@ from vlt.errors import VltError, nearest
 from vlt.explain.scorer import WIDTHS, Scorer
 from vlt.probe.axes import Axis
 
-
 Progress = bool | Callable[[int, int], None]  # a bar, or none, or told (rows done, of how many); what that raises ends the work
 
 

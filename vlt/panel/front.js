@@ -22,6 +22,7 @@ function node(tag, attributes = {}, ...children) {
 }
 
 const fixed = (number, digits = 2) => number.toFixed(digits).replace("-", "\u2212");
+const short = (number) => (number === 0 ? "0" : Number(number.toPrecision(2)).toString().replace("-", "\u2212"));
 const seconds = (number) => `${+number.toFixed(2)} s`;
 
 function picture(source, then) {
@@ -141,7 +142,7 @@ class Panel {
     this.over = isVideo && source ? node("canvas", { width: 240, height: 240, "aria-hidden": "true" }) : null;
     this.words = node("div", {});
     this.parts.top.replaceChildren(
-      node("div", {}, node("div", { className: "player" }, this.player, this.over), this.player ? node("small", {}, "heat: of the frame looked at last") : ""),
+      node("div", {}, node("div", { className: "player" }, this.player, this.over), this.player ? node("small", {}, "heat: of the last frame that the model has seen by then") : ""),
       this.words,
     );
   }
@@ -169,11 +170,11 @@ class Panel {
     this.segmentBars = segments.map(() => node("div", { className: "bar" }));
     this.segmentSwitches = segments.map((_, i) => this.tick(`segment ${i} is heard`, () => this.toggle("segments_off", i)));
     this.segmentCells = segments.map(({ start, end }, i) =>
-      node("div", { className: "cell" }, this.segmentBars[i], this.labelled(this.segmentSwitches[i], `${+start.toFixed(1)}\u2013${seconds(end)}`)),
+      node("div", { className: "cell" }, this.segmentBars[i], this.labelled(this.segmentSwitches[i], `${+start.toFixed(1)}\u2013${+end.toFixed(1)}`)),
     );
     const hz = shown.sound.ticks.map(({ place, text }) => node("span", { style: `bottom: ${100 * place}%` }, text));
     parts.heard.replaceChildren(
-      node("h3", {}, `Heard: ${segments.length} segments`),
+      node("h3", {}, `Heard: ${segments.length} segments (seconds)`),
       node(
         "div", { className: "sound" },
         node("div", { className: "hz", "aria-hidden": "true" }, ...hz),
@@ -252,7 +253,7 @@ class Panel {
     if (!heat) return this.parts.legend.replaceChildren();
     const bare = (colour) => `rgb(${colour.join(",")})`;
     const scale = node("span", { className: "scale", style: `background: linear-gradient(90deg, ${bare(AGAINST)}, #ddd, ${bare(FOR)})` });
-    const share = heat.frame_bars && heat.segment_bars ? ` On frames ${fixed(sum(heat.frame_bars))}, on sound ${fixed(sum(heat.segment_bars))}.` : "";
+    const share = heat.frame_bars && heat.segment_bars ? ` In all ${short(sum(heat.frame_bars))} on frames, ${short(sum(heat.segment_bars))} on sound.` : "";
     this.parts.legend.replaceChildren(
       node("p", { className: "legend" }, `${heat.method.replaceAll("_", " ")} for \u201c${heat.word}\u201d: against `, scale, ` for.${share}`),
     );
@@ -272,7 +273,7 @@ class Panel {
       context.filter = "none";
       if (frames) paintHeat(context, frames[i], top, 0, canvas.width, canvas.height);
       const bars = heat && heat.frame_bars;
-      const told = bars ? `, heat ${fixed(bars[i], 3)}` : "";
+      const told = bars ? `, heat ${short(bars[i])}` : "";
       this.frameButtons[i].setAttribute("aria-label", `frame ${i} at ${seconds(this.shown.frames[i].seconds)}${told}`);
       this.bar(this.frameBars[i], bars, i);
     });
@@ -289,22 +290,27 @@ class Panel {
     const top = grids ? greatest(grids) : 1;
     for (let i = 0; i < n; i++) {
       if (grids) paintHeat(context, grids[i], top, Math.round(i * width), Math.round(width), canvas.height);
+      if (!this.view.switches.audio || this.view.switches.segments_off.includes(i)) {
+        context.fillStyle = "rgba(255, 255, 255, 0.8)";
+        context.fillRect(Math.round(i * width), 0, Math.round(width), canvas.height);
+      }
       context.fillStyle = "#888";
       if (i) context.fillRect(Math.round(i * width), 0, 1, canvas.height);
       this.bar(this.segmentBars[i], bars, i);
     }
-    const told = bars ? `; heat by segment: ${bars.map((bar) => fixed(bar, 3)).join(", ")}` : "";
+    const told = bars ? `; heat by segment: ${bars.map(short).join(", ")}` : "";
     canvas.setAttribute("aria-label", `spectrogram, ${n} segments${told}`);
   }
 
   // One bar of several, above the middle line for, below it against.
   bar(place, bars, i) {
     place.replaceChildren();
-    place.title = bars ? `heat ${fixed(bars[i], 3)}` : "";
+    place.title = bars ? `heat ${short(bars[i])}` : "";
     if (!bars) return;
     const low = Math.min(0, ...bars), high = Math.max(1e-12, ...bars), whole = high - low;
     const size = (100 * Math.abs(bars[i])) / whole, ground = (100 * -low) / whole;
     const bottom = bars[i] >= 0 ? ground : ground - size;
+    place.append(node("b", { style: `bottom: ${ground}%` }));
     place.append(node("i", { className: bars[i] < 0 ? "against" : "", style: `bottom: ${bottom}%; height: ${Math.max(size, 1)}%` }));
   }
 

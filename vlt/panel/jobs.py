@@ -16,17 +16,16 @@ from vlt.model.video_llama import VideoLlama
 _one_at_a_time = threading.Lock()
 
 
-class Stopped(Exception):
+class Stopped(Exception):  # noqa: N818  no error: it was asked for
     """The work was stopped."""
 
 
 class Job:
-    """A piece of work. stopped: it is to end at its next step."""
+    """A piece of work, once its `thread` is started. stopped: it is to end at its next step."""
 
     def __init__(self, work: Callable[[Job], None], ended: Callable[[Job, str], None]) -> None:
         self.stopped, self._work, self._ended = False, work, ended
         self.thread = threading.Thread(target=self._run, name="vlt probe", daemon=True)
-        self.thread.start()
 
     def _run(self) -> None:
         error = ""

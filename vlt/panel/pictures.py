@@ -57,7 +57,7 @@ def _sound(run: Trace) -> dict[str, Any]:
     loud = np.clip((log - log.max()) * (10 / np.log(10)) / DEPTH + 1, 0, 1)
     grey = np.concatenate(list((255 * (1 - loud)).astype(np.uint8)), axis=1)[::-1]
     hz = value["hz"].values
-    ticks = [{"place": float(np.abs(hz - f).argmin() + 0.5) / len(hz), "text": f"{f / 1000:g} kHz"} for f in (500, 1000, 4000)]
+    ticks = [{"place": float(np.abs(hz - f).argmin() + 0.5) / len(hz), "text": f"{f / 1000:g} kHz"} for f in (500, 2000, 5000)]
     bounds = zip(value["start"].values, value["end"].values, strict=True)
     segments = [{"start": float(a), "end": float(b)} for a, b in bounds]
     return {"image": _uri(grey, "PNG"), "segments": segments, "ticks": ticks}
@@ -90,7 +90,11 @@ def said(run: Trace) -> dict[str, Any]:
     logprobs = run.logprobs.values
     tokens = [{"text": t, "p": float(np.exp(p))} for t, p in zip(run.answer.tokens, logprobs, strict=True)]
     stop = run.answer.ended == "stop"  # the stop sign is scored, and not shown as a word
-    return {"text": run.answer.text, "tokens": tokens[:-1] if stop and len(tokens) > 1 else tokens, "logp": float(logprobs.sum())}
+    return {
+        "text": run.answer.text,
+        "tokens": tokens[:-1] if stop and len(tokens) > 1 else tokens,
+        "logp": float(logprobs.sum()),
+    }
 
 
 def heat(

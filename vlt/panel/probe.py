@@ -182,9 +182,10 @@ class Probe(anywidget.AnyWidget):
         self.cancel()
         self.status = {"busy": True, "what": what, "done": None, "said": "", "error": ""}
         self._job = Job(work, self._ended)
+        self._job.thread.start()
 
     def _ended(self, job: Job, error: str) -> None:
-        if job is self._job or self._job is None:  # a newer one has its own status
+        if job is self._job:  # a newer one has its own status
             self.status = {**_idle(), "error": error}
 
     def _ask(self, job: Job, clip: Clip, question: str, name: str = "") -> None:

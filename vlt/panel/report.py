@@ -100,11 +100,19 @@ def page(run: Trace, methods: Sequence[str] = METHODS, sweep: bool = True, progr
     data, kind = pictures.media(run.clip.path, PLAYED)
     media = f"data:{kind};base64,{base64.b64encode(data).decode()}" if data else ""
     switches = {"video": True, "audio": True, "positions": True, "frames_off": [], "segments_off": []}
-    first = {"number": words[0], "edited": False} if words else None
-    view = {"question": run.question, "answer": said, "edited": None, "switches": switches, "edits": [], "word": first}
+    least = min(words, key=lambda i: said["tokens"][i]["p"], default=None)  # what the model was least sure of comes first
+    first = None if least is None else {"number": least, "edited": False}
+    view: dict[str, Any] = {
+        "question": run.question,
+        "answer": said,
+        "edited": None,
+        "switches": switches,
+        "edits": [],
+        "word": first,
+    }
     told: dict[str, Any] = {
         "shown": {**pictures.shown(run), "methods": list(methods), "media": kind},
-        "view": {**view, "method": methods[0], "heat": heats.get(f"{words[0]} {methods[0]}") if words else None},
+        "view": {**view, "method": methods[0], "heat": heats.get(f"{least} {methods[0]}")},
         "status": {"busy": False, "what": "", "done": None, "said": "", "error": ""},
         "page": {"heats": heats, "stages": stages, "sweep": _swept(run, progress) if sweep else [], "media": media},
     }

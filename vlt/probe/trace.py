@@ -326,6 +326,13 @@ class Trace:
         found = self.labels.of_stage(name) if name in stages.STAGES else self.labels.of_site(self.sites[name])
         return [self.tokens if axis.name == "token" else axis for axis in found]
 
+    def save_html(self, path: str | Path, **options: Any) -> None:
+        """Writes this run as one HTML file that opens offline: heat by word, sweep, stages; see `vlt.panel.report`, also for
+        the options (methods, sweep, progress)."""
+        from vlt.panel.report import save_html
+
+        save_html(self, path, **options)
+
     # ------------------------------------------------------------------ again, otherwise
 
     def rerun(self, edits: Edit | Sequence[Edit], answer: str | None = None) -> Trace:
