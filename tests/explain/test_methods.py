@@ -185,6 +185,23 @@ def test_pixels_are_windows_of_an_eighth(square: Trace) -> None:
     assert found.forwards == 1 + 512
 
 
+def test_smoothed(square: Trace) -> None:
+    """Averaged with the neighbours of its own frame; the class token and the sum stay."""
+    rough = attribute(square, "patches", "saliency", "white", progress=False).heat.values
+    smooth = attribute(square, "patches", "saliency", "white", smooth=0.7, progress=False).heat.values
+    kernel = np.exp(-0.5 * (np.arange(-3, 4) / 0.7) ** 2)
+    kernel /= kernel.sum()
+    grid = np.pad(rough[:, 1:].reshape(8, 8, 8), ((0, 0), (3, 3), (3, 3)), mode="symmetric")
+    by_hand = sum(kernel[a] * kernel[b] * grid[:, a : a + 8, b : b + 8] for a in range(7) for b in range(7))
+    np.testing.assert_allclose(smooth[:, 1:].reshape(8, 8, 8), by_hand, rtol=1e-4, atol=1e-6)
+    np.testing.assert_array_equal(smooth[:, 0], rough[:, 0])
+    np.testing.assert_allclose(smooth.sum(1), rough.sum(1), rtol=1e-5)
+    pixels = attribute(square, "frames", "saliency", "white", smooth=1, progress=False).heat.values
+    sharp = attribute(square, "frames", "saliency", "white", progress=False).heat.values
+    np.testing.assert_allclose(pixels.sum((1, 2)), sharp.sum((1, 2)), rtol=1e-4)
+    assert pixels.std() < 0.6 * sharp.std()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -204,6 +221,8 @@ def test_pixels_are_windows_of_an_eighth(square: Trace) -> None:
         ({"method": "occlusion", "stride": {"segment": 2}}, "stride: segment = 2; expected 1 to the cells' 1"),
         ({"method": "occlusion", "stride": {"frame": 1}}, "stride: 'segment_tokens' has no axis 'frame'"),
         ({"at": "parts", "baseline": "mean"}, "the parts' baseline is blank"),
+        ({"smooth": 1}, r"smooth: heat \[segment\] is on no picture"),
+        ({"smooth": -1}, "smooth = -1; expected a number of patches from 0 on"),
     ],
 )
 def test_refusals(arguments: dict, message: str, bell: Trace) -> None:

@@ -51,7 +51,9 @@ def test_holds_the_run(saved: Path, bell: Trace) -> None:
     assert np.allclose(bars, heat.reshape(8, -1).sum(1), rtol=0.01, atol=2e-3 * heat.sum())
     rows = {row["name"]: row for row in held["page"]["sweep"]}
     table = vlt.sweep(bell, {"mute": vlt.edits.mute()}, progress=False)
-    assert rows["mute"]["answer"] == table["answer"]["mute"] and rows["mute"]["change"] == pytest.approx(table["change"]["mute"])
+    assert rows["mute"]["answer"] == table["answer"]["mute"] and rows["mute"]["change"] == pytest.approx(
+        table["change"]["mute"]
+    )
     assert [row["stage"] for row in held["page"]["stages"]] == list(bell.stages().index)
 
 

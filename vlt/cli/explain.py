@@ -33,6 +33,9 @@ def explain(
         str | None, typer.Option(help="The word that the target is said rather than.", show_default=False)
     ] = None,
     baseline: Annotated[str, typer.Option(help="What a place is without its content: blank, zero or mean.")] = "blank",
+    smooth: Annotated[
+        float, typer.Option(help="Heat on pictures averaged with its neighbours' over so many patches; 0: not.", min=0)
+    ] = 0.0,
     controls: Annotated[int, typer.Option(help="Maps that know nothing, to measure beside; 0 measures nothing.", min=0)] = 20,
     model: Annotated[str, typer.Option(help="'box', a converted folder, or a hub name.")] = "box",
     seed: Annotated[int, typer.Option(help="Of everything that is drawn.", min=0)] = 0,
@@ -53,10 +56,14 @@ def explain(
     run = trace(load(model), Clip(clip), ask)
     own = {"video": "frames", "audio": "spectrograms"}
     places = list(dict.fromkeys(at or ["parts", *(own[branch] for branch in sorted(set(run.prompt.branches), reverse=True))]))
+    pictures = {"frames", "patches"} & set(places)
+    if smooth and not pictures:
+        raise VltError(f"--smooth {smooth}: there is no heat on pictures at {', '.join(places)}; add --at frames or patches")
     wanted: Any = (target, rather) if rather is not None else target
     found = []
     for place in places:
-        heat = attribute(run, place, method, wanted, baseline=baseline, seed=seed, batch=batch)
+        blur = smooth if place in pictures else 0.0
+        heat = attribute(run, place, method, wanted, baseline=baseline, smooth=blur, seed=seed, batch=batch)
         found.append((heat, faithfulness(heat, controls=controls, seed=seed) if controls else None))
     out.mkdir(exist_ok=True)
     for heat, truth in found:

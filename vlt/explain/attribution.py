@@ -97,6 +97,7 @@ def attribute(
     *,
     baseline: str | Tensor = "blank",
     cells: Mapping[str, int] | None = None,
+    smooth: float = 0.0,
     batch: int = 16,
     seed: int = 0,
     progress: Progress = True,
@@ -113,8 +114,10 @@ def attribute(
     silence, at the prefix for both and the vocabulary's mean word; "zero" (at the prefix degenerate: RMSNorm undoes any
     shrinking); "mean", over the stage's places; or a tensor. cells: how many places are changed together along an axis,
     as {"frame": 8, "height": 16, "width": 16}; by default an eighth of the picture's sides and of the mel axis, and as
-    much of time; else single places. options: of the method, in its docstring. batch: rows at a time. seed: of what is
-    drawn. progress: show a bar; or a function that is told (rows done, of how many).
+    much of time; else single places. smooth: heat on pictures is averaged with its neighbours' by a Gaussian of so many
+    patches (0: not at all); a patch's heat wanders to the next, as the ViT has mixed them. options: of the
+    method, in its docstring. batch: rows at a time. seed: of what is drawn. progress: show a bar; or a function that is
+    told (rows done, of how many).
 
     Raises `VltError` for a method, target, option, baseline or cells that do not fit; nothing is run before that but the
     stage itself.
@@ -125,7 +128,9 @@ def attribute(
     score = scorer(run, at, target, batch)
     without, name = score.without(baseline)
     sizes = _eighths(score.value, at) if cells is None else cells
-    task = Task(score, score.value, without, methods.cells(score.axes, score.value, sizes), progress, dict(options))
+    methods.check_smooth(smooth, score.axes)
+    numbers = methods.cells(score.axes, score.value, sizes)
+    task = Task(score, score.value, without, numbers, progress, dict(options), smooth)
     heat = heat_of(method, task, seed)
     passes = score.forwards
     with torch.no_grad():
@@ -144,6 +149,9 @@ def heat_of(method: str, task: Task, seed: int) -> Tensor:
         heat = METHODS[method](task)
     if task.options:
         raise VltError(f"{method} has no option {next(iter(task.options))!r}")
+    if task.smooth:
+        patch = task.scorer.run.model.config.vision_config.patch_size
+        heat = methods.smoothed(heat, task.axes, task.smooth, patch)
     return heat.float()
 
 

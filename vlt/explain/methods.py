@@ -10,6 +10,7 @@ from typing import Any
 
 import captum.attr
 import torch
+from scipy.ndimage import gaussian_filter
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -34,8 +35,8 @@ class _Told:
 @dataclasses.dataclass
 class Task:
     """One attribution under way. value, baseline [1, ...] at the stage. cells [1, ...] int64: the number of the cell that
-    each place belongs to; cells are changed as one. options: the method's own; each takes out what it knows. backwards:
-    passes of gradients so far."""
+    each place belongs to; cells are changed as one. options: the method's own; each takes out what it knows. smooth: see
+    `smoothed`. backwards: passes of gradients so far."""
 
     scorer: Scorer
     value: Tensor
@@ -43,6 +44,7 @@ class Task:
     cells: Tensor
     progress: Progress
     options: dict[str, Any]
+    smooth: float = 0.0
     backwards: int = 0
 
     @property
@@ -102,6 +104,25 @@ def cells(axes: list[Axis], value: Tensor, sizes: Mapping[str, int]) -> Tensor:
 
 
 # ---------------------------------------------------------------------- gradients
+
+
+def check_smooth(width: float, axes: list[Axis]) -> None:
+    if isinstance(width, bool) or not isinstance(width, int | float) or not 0 <= width < 100:
+        raise VltError(f"smooth = {width!r}; expected a number of patches from 0 on")
+    names = [axis.name for axis in axes if axis.name not in WIDTHS]
+    if width and names not in (["frame", "patch"], ["frame", "height", "width"]):
+        raise VltError(f"smooth: heat [{', '.join(names)}] is on no picture; give 0, or at='frames' or 'patches'")
+
+
+def smoothed(heat: Tensor, axes: list[Axis], width: float, patch: int) -> Tensor:
+    """Heat on pictures [frame, patch], the class token first, or [frame, height, width], averaged with its neighbours' of
+    the same frame by a Gaussian whose standard deviation is `width` patches (of `patch` pixels); its sum stays."""
+    whole = heat
+    if heat.ndim == 2:
+        patch, heat = 1, heat[:, 1:].unflatten(1, (1 + int(axes[1].coordinates["patch_row"].max()), -1))
+    blurred = gaussian_filter(heat.double().cpu().numpy(), sigma=(0, width * patch, width * patch), mode="reflect")
+    heat = torch.from_numpy(blurred).to(whole)
+    return heat if whole.ndim == 3 else torch.cat([whole[:, :1], heat.flatten(1)], 1)
 
 
 def saliency(task: Task) -> Tensor:

@@ -43,6 +43,7 @@ class Way:
     rather: bool = False
 
 
+_SMOOTH: dict[str, Any] = {"look": ("patches", {"smooth": 0.7}), "listen": ("audio_features", {})}
 _TUBES = {"frame": 8, "height": 16, "width": 16}  # one window at a place of the picture, through all frames
 _FINE = {"frame": 8, "height": 8, "width": 8}
 _SEGMENTS = {"cells": {"mel": 10_000, "time": 10_000}}  # whole ones
@@ -57,6 +58,7 @@ WAYS = {
     "integrated gradients, rather": Way("integrated_gradients", rather=True),
     "integrated gradients, features": Way("integrated_gradients", **_FEATURES),
     "integrated gradients, features, rather": Way("integrated_gradients", **_FEATURES, rather=True),
+    "integrated gradients, features, rather, smooth": Way("integrated_gradients", **_SMOOTH, rather=True),
     "grad-cam": Way("grad_cam", **_FEATURES),
     "occlusion": Way("occlusion", ("frames", {"cells": {"height": 16, "width": 16}}), ("spectrograms", _SEGMENTS)),
     "occlusion, tubes, rather": Way("occlusion", ("frames", {"cells": _TUBES}), None, rather=True),
@@ -205,7 +207,8 @@ def compare(
     """A row for every kind of question, what is explained and way: n maps; the means of `judge`, "x low" and "x high" their
     95 % intervals (Wilson's of pointing, normal ones else); deletion and insertion less the mean of `controls` random
     maps' (below 0 and above 0 where the map is true), and the share of maps that beat them (controls 0: not measured);
-    forwards and backwards of the language model and seconds, of one map.
+    forwards and backwards of the language model and seconds, of one map; share: of the control "other branch", how much of
+    what the maps of both branches come to (their sums) is on the branch that was not asked about.
 
     Of every clip, with two objects and one sound, one question of every kind, where the model answers rightly; of every
     seventh clip faithfulness and the controls too. ways: of `WAYS`, by default all. Interrupted (Ctrl-C), it returns what
@@ -218,19 +221,23 @@ def compare(
         raise VltError(f"no way {unknown[0]!r}; {nearest(unknown[0], WAYS)}")
     scenes = list(world.scenes(seed, clips, n_things=2, n_sounds=1))
     rows: list[dict[str, Any]] = []
+    asked: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
         for i, made in enumerate(scenes):
             world.write(made, Path(folder) / f"{i}.mp4", silence=True)
         bar = tqdm(cases(model, scenes, Path(folder)), desc="explaining", disable=quiet, unit="case")
         with contextlib.suppress(KeyboardInterrupt):  # what is done by then is told: the table says of how many maps
             for case in bar:
-                rows += [row for way in ways or WAYS for row in _judged(case, way, controls)]
+                rows += [row for way in ways or WAYS for row in _judged(case, way, controls, asked)]
     if not rows:
         raise VltError("no question was answered rightly: there is nothing to explain")
     return _table(pd.DataFrame(rows))
 
 
-def _judged(case: Case, way: str, controls: int) -> list[dict[str, Any]]:
+def _judged(case: Case, way: str, controls: int, asked: dict[str, float]) -> list[dict[str, Any]]:
+    """asked: what each way's map on the branch that the question is about came to, for the control that follows it."""
+    if case.control == "model":
+        asked.pop(way, None)
     how = WAYS[way]
     where = how.look if case.branch == "video" else how.listen
     if where is None or (how.rather and (case.word == case.rather or case.control == "other branch")):
@@ -239,6 +246,11 @@ def _judged(case: Case, way: str, controls: int) -> list[dict[str, Any]]:
     found = attribute(case.run, where[0], how.method, target, progress=False, batch=32, **where[1])
     told = {"question": case.kind, "explained": case.control, "way": way}
     cost = {"forwards": found.forwards, "backwards": found.backwards, "seconds": found.seconds}
+    brings = abs(float(found.heat.sum()))
+    if case.control == "model":
+        asked[way] = brings
+    elif case.control == "other branch" and way in asked:
+        cost["share"] = brings / max(brings + asked[way], 1e-30)
     return [told | judge(on_grid(found.heat.values, case.cause), case.cause) | cost | _faithful(case, found, controls)]
 
 
@@ -273,7 +285,8 @@ def _table(rows: pd.DataFrame) -> pd.DataFrame:
 
 def markdown(table: pd.DataFrame) -> str:
     """Two tables as text. How often each way points at the cause, by kind of question, what share of its maps beats random
-    ones, and its cost; then the controls, all kinds of question together."""
+    ones, and its cost; then the controls, all kinds of question together, and what share of all heat lies on the branch
+    that was not asked about."""
     own = table[table["explained"] == "model"]
     kinds, ways = list(dict.fromkeys(own["question"])), list(dict.fromkeys(own["way"]))
     lines = []
@@ -300,7 +313,8 @@ def markdown(table: pd.DataFrame) -> str:
         for control in controls:
             mine = rows[rows["explained"] == control]
             cells.append(f"{np.average(mine['pointing'], weights=mine['n']):.2f}" if len(mine) else "-")
-        lines.append([way, *cells])
+        shares = rows["share"].dropna() if "share" in rows else []
+        lines.append([way, *cells, f"{np.mean(shares):.2f}" if len(shares) else "-"])
     nothing = [rest[rest["explained"] == control] for control in controls]
-    lines.append(["*chance*", *(f"{np.average(mine['chance'], weights=mine['n']):.2f}" for mine in nothing)])
-    return f"{out}\n\n{evaluate.as_table(['way', *controls], lines)}"
+    lines.append(["*chance*", *(f"{np.average(mine['chance'], weights=mine['n']):.2f}" for mine in nothing), ""])
+    return f"{out}\n\n{evaluate.as_table(['way', *controls, 'share of the other branch'], lines)}"

@@ -140,6 +140,6 @@ def truth(table: pd.DataFrame, measure: str = "pointing") -> Figure:
     panels[0].set_ylim(len(ways) - 0.2, -0.5)
     figure.supxlabel(_MEASURED[measure], fontsize=SIZE)
     handles, names = panels[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=len(names), fontsize=SMALL, frameon=False)
+    figure.legend(handles, names, loc="outside upper center", ncols=len(names), fontsize=SMALL, frameon=False)
     figure.alt = f"{_MEASURED[measure].capitalize()}, for {len(ways)} ways to explain. Best ways: {'; '.join(best)}."
     return figure
