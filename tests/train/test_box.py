@@ -29,7 +29,7 @@ def test_box_from_nothing(tmp_path: Path) -> None:
     """A few steps of each kind: they teach little, and show that all runs, and ends in the same place when cut off, and
     when one process does all."""
     log = box.make(tmp_path / "a", tmp_path / "work", scale=0.002, quiet=True)
-    names = ["eyes", "image-qformer", "imagebind", "language-model", "vl-1", "vl-2", "al-1", "al-2"]
+    names = ["eyes", "image-qformer", "language-model", "imagebind", "vl-1", "vl-2", "al-1", "al-2"]
     assert [row["name"] for row in log] == names
     assert json.loads((tmp_path / "a" / "training.json").read_text())["steps"] == log
     model = vlt.load(tmp_path / "a", device="cpu")

@@ -32,7 +32,7 @@ DONE = "done.safetensors"
 PICTURES, SCENES, SOUNDS = 1, 2, 3
 MAX_SEED = 99
 # Learnt beside the others, which take about twice as long.
-ASIDE = ("language-model", "al-1", "al-2")
+ASIDE = ("language-model", "imagebind", "al-1", "al-2")
 
 
 def config(vocabulary: int) -> VideoLlamaConfig:
@@ -133,8 +133,8 @@ def steps(scale: float = 1.0) -> list[Step]:
     return [
         Step("eyes", schedule(2200, 1.5e-3), foundations.Eyes, _pictures),
         Step("image-qformer", schedule(5000, 1e-3), foundations.Slots, _slots, ("eyes",)),
-        Step("imagebind", schedule(1000, 1e-3), binding.Binding, _triples, ("eyes",)),
         Step("language-model", schedule(2000, 1e-3, 0.1), reading.Reader, _texts, (), reading.together),
+        Step("imagebind", schedule(1000, 1e-3), binding.Binding, _triples, ("eyes",)),
         phase("vl-1", 1500, 1e-3, lessons.caption, sight),
         phase("vl-2", 3000, 1e-3, lessons.instruction, (*sight, "vl-1")),
         phase("al-1", 300, 1e-3, lessons.caption, hearing),
