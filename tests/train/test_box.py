@@ -37,7 +37,7 @@ def test_box_from_nothing(tmp_path: Path) -> None:
     fresh = box.newborn(0)
     moved = {n.split(".")[0] for n, p in fresh.named_parameters() if not torch.equal(p.half().float(), model.get_parameter(n))}
     assert moved == {n.split(".")[0] for n, _ in fresh.named_parameters()}  # nothing was forgotten
-    for step in ("4-language-model", "5-vl-1", "7-al-1", "8-al-2"):
+    for step in ("3-language-model", "5-vl-1", "7-al-1", "8-al-2"):
         shutil.rmtree(tmp_path / "work" / step)
     box.make(tmp_path / "b", tmp_path / "work", scale=0.002, quiet=True, processes=1)
     assert same_weights(vlt.load(tmp_path / "b", device="cpu"), model)
