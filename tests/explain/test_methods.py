@@ -200,6 +200,8 @@ def test_smoothed(square: Trace) -> None:
     sharp = attribute(square, "frames", "saliency", "white", progress=False).heat.values
     np.testing.assert_allclose(pixels.sum((1, 2)), sharp.sum((1, 2)), rtol=1e-4)
     assert pixels.std() < 0.6 * sharp.std()
+    drawn = attribute(square, "patches", "saliency", "white", smooth=0.7, progress=False).figure()
+    assert any("smoothed over 0.7 patches" in text.get_text() for text in drawn.texts)
 
 
 @pytest.mark.parametrize(

@@ -196,6 +196,9 @@ def test_own_clip(probe: Probe, tmp_path: Path) -> None:
     probe.switch(segments_off=list(range(8)))
     probe.wait()
     assert probe.view["edited"]["text"] == "I hear nothing."
+    for absent in ("video", "positions"):
+        with pytest.raises(VltError, match="this run has no video; it has audio"):
+            probe.switch(**{absent: False})
     probe.load_clip(CLIPS / "silent.mp4")
     probe.wait()
     assert probe.view["edited"] is None and probe.view["switches"]["segments_off"] == []  # of another clip

@@ -75,6 +75,8 @@ class Attribution:
         """The heat over the frames, the spectrogram, the words, or as bars; with what `vlt.faithfulness` found, under a
         map that does not beat random ones there stands a warning."""
         note = f"{self.method.replace('_', ' ')} at {self.at}; baseline: {self.baseline}"
+        if self.task.smooth:
+            note += f"; smoothed over {self.task.smooth:g} patches"
         if faithfulness is not None and faithfulness.warning:
             note += f"\n{WARNS} {faithfulness.warning}"
         heat, kinds = self.heat, set(self.heat.dims)
