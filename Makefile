@@ -23,7 +23,7 @@ lab: $(STAMP)
 	cd notebooks && ../$(BIN)/jupyter lab 01_frames_and_sound.ipynb
 
 pages: $(STAMP)
-	cd notebooks && ../$(BIN)/jupyter nbconvert --execute --to html --output-dir pages *.ipynb
+	$(BIN)/python notebooks/pages.py
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks

@@ -1,12 +1,13 @@
-"""Every notebook runs from top to bottom, and what it claims is true; its source is kept without outputs."""
+"""Every notebook runs from top to bottom, and what it claims is true; its page is whole; its source is kept without outputs."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import nbformat
 import pytest
-from nbclient import NotebookClient
+from pages import executed, page  # notebooks/pages.py, which `make pages` runs
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
@@ -16,10 +17,12 @@ NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 def test_runs_and_its_claims_hold(path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # faster than more on a model so small
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
-    notebook = nbformat.read(path, as_version=4)
-    NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(FOLDER)}}).execute()
+    notebook = executed(path)
     texts = [str(out) for cell in notebook.cells if cell.cell_type == "code" for out in cell.outputs]
     assert not [text for text in texts if "'name': 'stderr'" in text and "Warning" in text]
+    html = page(notebook)
+    assert notebook.cells[0].source.removeprefix("# ").split("\n")[0] in html
+    assert not re.search(r"""(src|import|from)[ =(]+["']https?:""", html)  # nothing is asked for from elsewhere
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
