@@ -365,7 +365,7 @@ class Trace:
 
     def check_fired(self) -> None:
         if idle := [edit for edit, count in self.fired.items() if not count]:
-            raise VltError(f"{idle[0]}: did nothing: what it stands at was not run (is its branch in the prompt?)")
+            raise VltError(f"{idle[0]}: did nothing: is its branch in the prompt? does anyone look there (none looks ahead)?")
 
     # ------------------------------------------------------------------ for the engine
 
