@@ -12,7 +12,7 @@ demo: $(STAMP)
 	$(BIN)/vlt probe $(CLIP) --ask "What do you see, and what do you hear?"
 
 test: $(STAMP) check
-	$(BIN)/python -m pytest -n auto --dist loadfile $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 check: $(STAMP)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -32,6 +32,12 @@ CHECKPOINTS = {
 TOLERANCE = 2e-5  # on hidden states, float32
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that take minutes come first, so that at the end no worker is left alone with one (see the Makefile)."""
+    long = ("test_notebooks.py", "test_box.py", "test_hearing.py", "test_truth.py")
+    items.sort(key=lambda item: item.path.name not in long)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
     torch.set_num_threads(1)

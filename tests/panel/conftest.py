@@ -39,7 +39,7 @@ class Page:
         if not url.startswith(here):
             self.outside.append(url)
 
-    def overlaps(self, width: int) -> bool:
+    def wider_than(self, width: int) -> bool:
         """Is something wider than a window of this width?"""
         self.page.set_viewport_size({"width": width, "height": 900})
         self.page.wait_for_timeout(200)

@@ -130,7 +130,7 @@ def test_a_page_in_a_browser(saved: Path, page: Page) -> None:
     page.page.wait_for_function("document.querySelector('video').currentTime > 5.9")
     assert page.page.locator(".playhead").is_visible()
     assert "mute" in page.page.locator("table").first.inner_text()
-    assert not page.overlaps(400) and not page.overlaps(1280)
+    assert not page.wider_than(400) and not page.wider_than(1280)
     assert page.errors == [] and page.outside == []
 
 

@@ -244,6 +244,12 @@ def column_times(n_times: int = N_TIMES) -> Float[np.ndarray, "time"]:
     return (np.arange(n_times) * HOP + WINDOW / 2) / SAMPLE_RATE
 
 
+def whole_columns(seconds: float, n_times: int = N_TIMES) -> int:
+    """How many of a spectrogram's columns are of sound of so many seconds, at least 1; the rest reach into the padding."""
+    half = WINDOW / 2 / SAMPLE_RATE
+    return max(int((column_times(n_times) + half <= seconds + 1e-6).sum()), 1)
+
+
 def mel_frequencies() -> Float[np.ndarray, "mel"]:
     """Centre of every mel bin in Hz."""
     low, high = (hertz_to_mel(f, mel_scale="kaldi") for f in MEL_RANGE)

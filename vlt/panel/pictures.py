@@ -66,8 +66,7 @@ def _sound(run: Trace) -> dict[str, Any]:
 def _columns(run: Trace) -> int:
     """How many columns of a spectrogram are of its segment; the rest is padding."""
     value = run["spectrograms"]
-    seconds = float(value["end"].values[0] - value["start"].values[0])
-    return max(int((audio.column_times(value.sizes["time"]) + 0.0125 <= seconds + 1e-6).sum()), 1)
+    return audio.whole_columns(float(value["end"].values[0] - value["start"].values[0]), value.sizes["time"])
 
 
 def _uri(pixels: np.ndarray, kind: str, **options: Any) -> str:

@@ -248,8 +248,7 @@ class Laid:
 
     def spectrogram(self, axes: Axes, i: int, values: np.ndarray, style: dict[str, Any]) -> None:
         """values [mel, time]; columns whose window reaches into the padding are left out."""
-        seconds = audio.column_times(values.shape[1])
-        n = max(int((seconds + 0.0125 <= self.sounding[i] - self.start[i] + 1e-6).sum()), 1)
+        n = audio.whole_columns(self.sounding[i] - self.start[i], values.shape[1])
         extent = (self.left[i], self.left[i] + self.sounding[i] - self.start[i], -0.5, len(values) - 0.5)
         axes.imshow(values[:, :n], extent=extent, **_LAID, **style)
 
