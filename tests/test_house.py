@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import tomllib
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import yaml
 
@@ -79,6 +81,40 @@ def test_code_of_the_readme_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest
         exec(block, names)
     assert names["backwards"]["video_prefix"].shape == (1, 16, 128)
     assert len(capsys.readouterr().out.splitlines()) >= 2
+
+
+def rows_of_the_readme(first: str) -> dict[str, list[str]]:
+    """The table under a heading that begins so: first cell -> the others."""
+    table = README[README.index(f"| {first} |") :].split("\n\n")[0]
+    cells = [[cell.strip(" *") for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
+    return {name: rest for name, *rest in cells}
+
+
+def test_truth_table_is_of_its_file() -> None:
+    found = pd.DataFrame(json.loads((ROOT / "data" / "box" / "truth.json").read_text()))
+    found = found[found["explained"] == "model"]
+    for way, cells in rows_of_the_readme("way | shape").items():
+        of = (
+            found[found["way"] == way]
+            if way != "chance"
+            else found.groupby("question", sort=False, as_index=False).mean("chance")
+        )
+        measure = "pointing" if way != "chance" else "chance"
+        assert cells[:5] == [f"{value:.2f}" for value in of[measure]], way
+        if way != "chance":
+            assert cells[5:] == [f"{of['beats'].mean():.2f}", f"{of['seconds'].mean():.1f}"], way
+
+
+def test_ablation_table_is_of_its_file() -> None:
+    found = pd.DataFrame(json.loads((ROOT / "data" / "box" / "evaluation.json").read_text()))
+    found["correct"] = found["right"] * found["n"]
+    conditions = ["no video", "no sound", "frame positions removed", "frames reversed", "segment positions removed"]
+    for question, cells in rows_of_the_readme("question | one object").items():
+        asked = found[found["question"] == question]
+        full = asked[asked["condition"] == "full"].set_index("objects")["right"]
+        sums = asked.groupby("condition")[["correct", "n"]].sum()
+        shares = [full[1], full[2], *(sums["correct"] / sums["n"])[conditions]]
+        assert cells == [f"{share:.2f}" for share in shares], question
 
 
 def test_environment_follows_pyproject() -> None:
