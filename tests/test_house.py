@@ -94,15 +94,12 @@ def test_truth_table_is_of_its_file() -> None:
     found = pd.DataFrame(json.loads((ROOT / "data" / "box" / "truth.json").read_text()))
     found = found[found["explained"] == "model"]
     for way, cells in rows_of_the_readme("way | shape").items():
-        of = (
-            found[found["way"] == way]
-            if way != "chance"
-            else found.groupby("question", sort=False, as_index=False).mean("chance")
-        )
-        measure = "pointing" if way != "chance" else "chance"
-        assert cells[:5] == [f"{value:.2f}" for value in of[measure]], way
-        if way != "chance":
-            assert cells[5:] == [f"{of['beats'].mean():.2f}", f"{of['seconds'].mean():.1f}"], way
+        if way == "chance":
+            assert cells[:5] == [f"{chance:.2f}" for chance in found.groupby("question", sort=False)["chance"].mean()]
+            continue
+        of = found[found["way"] == way]
+        assert cells[:5] == [f"{pointing:.2f}" for pointing in of["pointing"]], way
+        assert cells[5:] == [f"{of['beats'].mean():.2f}", f"{of['seconds'].mean():.1f}"], way
 
 
 def test_ablation_table_is_of_its_file() -> None:
