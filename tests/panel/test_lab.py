@@ -62,6 +62,8 @@ def lab(chromium: object, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
             except OSError:
                 assert server.poll() is None, (home / "log").read_text()
                 time.sleep(0.1)
+        else:
+            pytest.fail(f"JupyterLab does not answer: {(home / 'log').read_text()}")
         yield address
     finally:
         server.terminate()
@@ -98,13 +100,21 @@ def test_a_lesson_and_its_slider(lab: str, page: Page) -> None:
     handle = page.page.locator(".widget-slider .noUi-handle").first
     handle.focus()
     handle.press("ArrowRight")
-    page.page.wait_for_function("old => document.querySelector('.widget-output img')?.src !== old", arg=_whole(page, before))
-    assert pictures.count() == 1
+    other = "old => { const img = document.querySelector('.widget-output img'); return img && img.src !== old; }"
+    page.page.wait_for_function(other, arg=_whole(page, before))
+    page.page.wait_for_function("document.querySelectorAll('.widget-output img').length === 1")
     assert not page.errors and not page.outside
 
 
 def _whole(page: Page, source: str | None) -> str:
     return str(page.page.evaluate("source => new URL(source, location).href", source))
+
+
+PAINTED = """() => {
+    const canvas = document.querySelector(".vlt .spectrogram canvas");
+    const pixels = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
+    return pixels.some((value) => value !== pixels[0] && value !== 255);
+}"""
 
 
 def test_the_panel(lab: str, page: Page) -> None:
@@ -115,6 +125,7 @@ def test_the_panel(lab: str, page: Page) -> None:
     said = "".join(words.all_inner_texts())
     assert "bell" in said
     heat = panel.locator(".spectrogram canvas")
+    page.page.wait_for_function(PAINTED)
     before = heat.evaluate("canvas => canvas.toDataURL()")
 
     panel.get_by_label("method of explanation").select_option("saliency")
