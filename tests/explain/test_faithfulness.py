@@ -13,7 +13,10 @@ from tests.explain.conftest import GAIN, on_paper
 from vlt.errors import VltError
 from vlt.explain.attribution import Attribution, attribute
 from vlt.explain.faithfulness import WARNING, _sensitivity, faithfulness
+from vlt.explain.faithfulness import _by_cell as by_cell
+from vlt.explain.faithfulness import _infidelity as infidelity
 from vlt.explain.methods import Task
+from vlt.probe import edits
 from vlt.probe.trace import Trace
 
 
@@ -63,6 +66,36 @@ def test_infidelity_is_of_the_best_scale() -> None:
     wrong = faithfulness(of([6, 1, -1, 1], on_paper()), steps=4, controls=2, progress=False)
     assert twice.table["value"]["infidelity"] == pytest.approx(0, abs=1e-6)
     assert wrong.table["value"]["infidelity"] > 1
+
+
+def test_infidelity_knows_the_sign() -> None:
+    """A map of the wrong sign is as wrong as one that says nothing: the scale that fits it best is 0."""
+    nothing = faithfulness(of([0, 0, 0, 0], on_paper()), steps=4, controls=2, progress=False)
+    wrong = faithfulness(of([-g for g in GAIN], on_paper()), steps=4, controls=2, progress=False)
+    assert wrong.table["value"]["infidelity"] == pytest.approx(nothing.table["value"]["infidelity"])
+    assert wrong.table["value"]["infidelity"] > 1
+
+
+def test_infidelity_of_cells_of_unequal_size() -> None:
+    """What taking a cell away costs is the sum of what its places bring, not their mean."""
+    assert infidelity(np.array([2.0, 2.0, 1.0]), np.eye(3, dtype=bool), np.array([2.0, 2.0, 1.0])) == pytest.approx(0)
+    cells, values = np.array([0, 0, 1, 2]), np.array(GAIN, dtype=float)
+    assert by_cell(values, cells, 3) * np.bincount(cells) == pytest.approx([values[:2].sum(), *values[2:]])
+
+
+def test_ties_are_broken_by_lot(bell: Trace) -> None:
+    """A map that says the same of all places knows nothing, in whatever order they are numbered."""
+    heat = attribute(bell, "parts", "ablation", "bell", progress=False)
+    level = dataclasses.replace(heat, heat=heat.heat * 0)
+    found = [faithfulness(level, steps=4, controls=20, progress=False, seed=seed) for seed in range(6)]
+    assert sum(each.true for each in found) <= 2
+    assert len({each.table["value"]["deletion"] for each in found}) > 1
+
+
+def test_sensitivity_of_an_edited_run_is_refused(bell: Trace) -> None:
+    heat = attribute(bell.rerun(edits.reverse()), "frames", "rollout", "bell", progress=False)
+    with pytest.raises(VltError, match="measured on unedited runs; this one has 1 edits"):
+        faithfulness(heat, steps=2, controls=2, samples=1, progress=False)
 
 
 def test_cells_stay_together() -> None:

@@ -211,6 +211,7 @@ def test_smoothed(square: Trace) -> None:
         ({"at": "frame"}, "attribution at 'frame'; nearest: frames"),
         ({"target": "buzz"}, "the answer has no word 'buzz'; its tokens are"),
         ({"target": ("bell", "buzz", "hum")}, "a contrast is of two words"),
+        ({"target": ("bell", "bell")}, "is the same twice"),
         ({"target": ("bell", "antidisestablishment")}, "is not one token of this model"),
         ({"baseline": "black"}, "no baseline 'black'; nearest: blank"),
         ({"baseline": torch.zeros(3)}, r"a baseline at 'segment_tokens' has shape \[8, 64\]; got \[3\]"),
@@ -232,3 +233,10 @@ def test_refusals(arguments: dict, message: str, bell: Trace) -> None:
     with pytest.raises(VltError, match=message):
         attribute(bell, given.pop("at"), given.pop("method"), given.pop("target", "answer"), **given)
     assert WITHOUT.shape == VALUE.shape
+
+
+def test_smoothgrad_is_the_same_in_batches_of_any_size(bell: Trace) -> None:
+    four, sixteen = (
+        attribute(bell, "parts", "smoothgrad", "bell", n_samples=6, batch=batch, progress=False).heat for batch in (4, 16)
+    )
+    assert np.allclose(four, sixteen, atol=1e-5 * float(abs(four).max()))

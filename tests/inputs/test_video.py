@@ -177,3 +177,9 @@ def test_normalise_and_back() -> None:
     assert frames.shape == (2, 3, 5, 7)
     assert frames[1, 2, 3, 4].item() == pytest.approx((pixels[1, 3, 4, 2] / 255 - 0.40821073) / 0.27577711, abs=1e-6)
     assert np.array_equal(video.denormalise(frames).numpy(), pixels)
+
+
+@pytest.mark.parametrize("n_frames", [True, 0])  # 4.5 is refused, too; here already by the types
+def test_a_number_of_frames_is_a_whole_one(n_frames: object) -> None:
+    with pytest.raises(VltError, match=f"{n_frames!r} frames of a video of 10 were asked for; both must be whole numbers"):
+        video.uniform_indices(10, n_frames)

@@ -110,6 +110,8 @@ def test_who_does_the_same_is_worth_the_same(bell: Trace) -> None:
 def test_what_it_means_to_be_away_can_be_said(bell: Trace) -> None:
     told = interaction(bell, absent=ABSENT | {"sound": edits.without("audio")}).attrs["values"]
     assert told["video + question"] == pytest.approx(bell.rerun(edits.without("audio")).score(bell.answer.text), abs=1e-3)
+    with pytest.raises(VltError, match=r"\{name: edit\}; got 'bell'"):
+        interaction(bell, "bell")
     with pytest.raises(VltError, match="absent has 'smell'"):
         interaction(bell, absent=ABSENT | {"smell": edits.mute()})
     with pytest.raises(VltError, match="does not tell what it means that 'sound' is not there"):

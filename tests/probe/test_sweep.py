@@ -364,3 +364,9 @@ def test_candidates_that_are_not_several(bell: Trace) -> None:
         assert found.loc[UNEDITED, "answer"] == bell.answer.text
     except VltError:
         pass
+
+
+@pytest.mark.parametrize("variants", [{}, [edits.mute(), edits.blank()], edits.mute(), "mute", {"unedited": edits.mute()}])
+def test_variants_have_names(bell: Trace, variants: object) -> None:
+    with pytest.raises(VltError, match=r"give at least one variant, \{name: edits\}"):
+        sweep(bell, variants)

@@ -24,7 +24,7 @@ TOP = (0.01, 0.05, 0.1, 0.2, 0.5)
 # measure -> +1 where more is better, -1 where less is
 MEASURES = {"deletion": -1, "insertion": 1, "comprehensiveness": 1, "sufficiency": -1, "infidelity": -1, "sensitivity": -1}
 CONTROLS = ("random", "shifted")
-WARNING = "This map does not beat random maps: what it points at is not what the answer hangs on."
+WARNING = "This map does not beat random maps: nothing here shows that the answer hangs on what it points at."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +88,7 @@ def faithfulness(
     maps["random"] = [draw.random(count) for _ in range(controls)]
     maps["shifted"] = [_by_cell(_moved(heat, draw), cells, count) for _ in range(controls)]
     halves = draw.random((4 * steps, count)) < 0.5
+    luck, sizes = draw.random(count), np.bincount(cells.ravel(), minlength=count)
     lost = attribution.score - _scores(attribution.task, cells, ~halves).numpy()
     shaken = _shaken(attribution, samples, noise, draw)
     rows: list[dict[str, Any]] = []
@@ -95,8 +96,8 @@ def faithfulness(
     with tqdm(total=1 + 2 * controls, desc="faithfulness", disable=not progress, leave=False) as bar:
         for kind, found in maps.items():
             for values in found:
-                curve, measures = _measured(attribution, cells, values, steps)
-                measures["infidelity"] = _infidelity(values, halves, lost)
+                curve, measures = _measured(attribution, cells, values, luck, steps)
+                measures["infidelity"] = _infidelity(values * sizes, halves, lost)
                 if samples:
                     measures["sensitivity"] = _sensitivity(kind, heat, shaken, draw)
                 rows.append({"map": kind, **measures})
@@ -135,13 +136,13 @@ def _scores(task: Task, cells: np.ndarray, there: np.ndarray) -> Tensor:
 
 
 def _measured(
-    attribution: Attribution, cells: np.ndarray, values: np.ndarray, steps: int
+    attribution: Attribution, cells: np.ndarray, values: np.ndarray, luck: np.ndarray, steps: int
 ) -> tuple[np.ndarray, dict[str, float]]:
-    """The two curves [curve, fraction], and what comes of them. Cells that are equally hot go in the order of their
-    numbers."""
+    """The two curves [curve, fraction], and what comes of them. Cells that are equally hot go in the order of luck [cell],
+    which is the same for all maps."""
     count = len(values)
     rank = np.empty(count, dtype=int)
-    rank[np.argsort(-values, kind="stable")] = np.arange(count)
+    rank[np.lexsort((luck, -values))] = np.arange(count)
     sizes = [np.round(np.linspace(0, 1, steps + 1) * count), np.maximum(np.round(np.asarray(TOP) * count), 1)]
     hottest, top = (rank[None] < n[:, None] for n in sizes)
     scores = _scores(attribution.task, cells, np.concatenate([~hottest, hottest, ~top, top])).numpy()
@@ -155,9 +156,10 @@ def _measured(
     return np.stack([deletion, insertion]), measures
 
 
-def _infidelity(values: np.ndarray, gone: np.ndarray, lost: np.ndarray) -> float:
-    said = gone @ values
-    scale = float(said @ lost / max(said @ said, 1e-30))
+def _infidelity(sums: np.ndarray, gone: np.ndarray, lost: np.ndarray) -> float:
+    """sums: heat of whole cells [cell]. A map of the wrong sign fits best with a scale of 0."""
+    said = gone @ sums
+    scale = max(float(said @ lost / max(said @ said, 1e-30)), 0.0)
     return float(np.mean((scale * said - lost) ** 2))
 
 
@@ -167,6 +169,8 @@ def _shaken(attribution: Attribution, samples: int, noise: float, draw: np.rando
     reads = attribution.method in READ_ATTENTION
     if samples and reads and at not in run.given:
         raise VltError(f"sensitivity of {attribution.method} is measured at {', '.join(run.given)}; not at {at!r}")
+    if samples and reads and run.edits:
+        raise VltError(f"sensitivity of {attribution.method} is measured on unedited runs; this one has {len(run.edits)} edits")
     out = []
     for _ in range(samples):
         change = torch.as_tensor(draw.uniform(-1, 1, task.value.shape), dtype=task.value.dtype, device=task.value.device)

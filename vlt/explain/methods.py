@@ -161,9 +161,8 @@ def smoothgrad(task: Task) -> Tensor:
     with torch.enable_grad(), task.bar(count):
         method = captum.attr.NoiseTunnel(captum.attr.Saliency(task.scorer))
         noise = deviation * float((task.value - task.baseline).square().mean().sqrt())
-        for size in task.batches(count):
-            out = method.attribute(task.leaf(), nt_type="smoothgrad", stdevs=noise, nt_samples=size, abs=False)
-            total += out.detach() * size
+        for _ in range(count):  # one by one: noise that is drawn for several at once would hang on their number
+            total += method.attribute(task.leaf(), nt_type="smoothgrad", stdevs=noise, nt_samples=1, abs=False).detach()
     task.backwards += count
     return _places(task, total.abs() / count)
 

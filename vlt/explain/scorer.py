@@ -253,5 +253,8 @@ def _reader(run: Trace, target: Target) -> _Reader:
     if isinstance(target, tuple | list):
         if len(target) != 2:
             raise VltError(f"a contrast is of two words, ('bell', 'buzz'); got {target!r}")
-        return _Reader(ids, run.word(target[0]), language.token_of(run.model, target[1]))
+        at, other = run.word(target[0]), language.token_of(run.model, target[1])
+        if ids[at] == other:
+            raise VltError(f"a contrast is of two words; {target!r} is the same twice")
+        return _Reader(ids, at, other)
     return _Reader(ids, run.word(target))

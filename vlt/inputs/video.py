@@ -27,14 +27,19 @@ PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
 READERS = ("decord", "pyav")
 
 
+def _check_count(n_frames: int, n_total: int) -> None:
+    whole = isinstance(n_frames, int | np.integer) and not isinstance(n_frames, bool)
+    if not whole or n_frames < 1 or n_total < 1:
+        raise VltError(f"{n_frames!r} frames of a video of {n_total} were asked for; both must be whole numbers, at least 1")
+
+
 def uniform_indices(n_total: int, n_frames: int = N_FRAMES) -> np.ndarray:
     """The left edges of `n_frames` equal parts of a video: [frame] int64, in 0..n_total-1.
 
     The first is always frame 0 and the last never the final frame. A video of fewer frames gives all it has.
     Source: the original's `load_video`, sampling "uniform".
     """
-    if n_frames < 1 or n_total < 1:
-        raise VltError(f"{n_frames} frames of a video of {n_total} were asked for; both must be at least 1")
+    _check_count(n_frames, n_total)
     n_frames = min(n_frames, n_total)
     return (np.arange(n_frames) * (n_total / n_frames)).astype(np.int64)
 
@@ -45,8 +50,7 @@ def headtail_indices(n_total: int, n_frames: int, draw: np.random.Generator) -> 
     Of an odd number, the second half gives one more (the original gives one too few). A video of fewer frames gives
     all it has. Source: the original's `load_video`, sampling "headtail".
     """
-    if n_frames < 1 or n_total < 1:
-        raise VltError(f"{n_frames} frames of a video of {n_total} were asked for; both must be at least 1")
+    _check_count(n_frames, n_total)
     n_frames = min(n_frames, n_total)
     middle, n_head = n_total // 2, n_frames // 2
     head = draw.choice(middle, n_head, replace=False) if n_head else np.zeros(0, dtype=np.int64)

@@ -45,6 +45,8 @@ class Probe(anywidget.AnyWidget):
     view = traitlets.Dict().tag(sync=True)
     status = traitlets.Dict().tag(sync=True)
     media = traitlets.Bytes().tag(sync=True)
+    _job: Job | None = None
+    _uploads: tempfile.TemporaryDirectory[str] | None = None
 
     def __init__(
         self,
@@ -57,8 +59,6 @@ class Probe(anywidget.AnyWidget):
     ) -> None:
         self.model, self.options = model, options
         self.edited: Trace | None = None
-        self._job: Job | None = None
-        self._uploads: tempfile.TemporaryDirectory[str] | None = None
         self._told = 0.0
         if method not in pictures.METHODS:
             raise VltError(f"no method {method!r}; all: {', '.join(pictures.METHODS)}")

@@ -33,6 +33,8 @@ def interaction(run: Trace, absent: Mapping[str, Edit] | None = None, batch: int
     absent: what taking away means, by default `ABSENT`. Returns a Series: "video", "sound", "question", "video x sound",
     ..., and, in attrs, "values" (set -> log p) and "absent".
     """
+    if absent is not None and not isinstance(absent, Mapping):
+        raise VltError(f"absent tells of {', '.join(ABSENT)} what taking them away means, {{name: edit}}; got {absent!r}")
     given = dict(ABSENT if absent is None else absent)
     if unknown := set(given) - set(ABSENT):
         raise VltError(f"absent has {sorted(unknown)[0]!r}; it tells of {', '.join(ABSENT)}")

@@ -83,10 +83,10 @@ def sweep(
     result is added as it comes; another call goes on from there.
 
     Returns a table by name, the unedited run first: answer; same (as the unedited one's); logprob of the unedited
-    answer, its stop sign included; change of that; fired (how often the edits changed something); and the logprob of
+    answer, its stop sign included; change of that; fired (how often the edits were applied); and the logprob of
     every candidate. The numbers are those that `run.rerun` gives one by one.
     """
-    if not variants or UNEDITED in variants:
+    if not isinstance(variants, Mapping) or not variants or UNEDITED in variants:
         raise VltError(f"give at least one variant, {{name: edits}}, none of them named {UNEDITED!r}")
     candidates = [candidates] if isinstance(candidates, str) else list(candidates)
     if clash := {"name", *COLUMNS} & set(candidates):
