@@ -135,6 +135,8 @@ STRANGE = {
     "places that are none": '[{"kind": "zero", "at": "frames", "where": {"frame": {"a": 1}}}]',
     "where that is none": '[{"kind": "zero", "at": "frames", "where": [1]}]',
     "options that are none": '[{"kind": "zero", "at": "frames", "options": 3}]',
+    "places of a whole": '[{"kind": "reorder", "at": "frames", "where": {"height": "0:8"}, "options": {"axis": "frame", "order": "reverse"}}]',
+    "blank elsewhere": '[{"kind": "blank", "at": "audio_prefix"}]',
     "very deep": "[" * 200_000,
     "very long numbers": '[{"kind": "scale", "at": "frames", "options": {"factor": ' + "9" * 5_000 + "}}]",
     "bytes": b"\xff\xfe\x00",

@@ -1,7 +1,7 @@
 """Edits as plain values: what becomes of a stage, of a place inside the model, of an edge of attention, of the clip.
 
 An `Edit` can be printed, put in a list with others, saved as JSON, and used on any trace. It is checked where it is
-used, against what is there; one that would do nothing is refused.
+used, against what is there; one that nothing came to is refused (its place was not run, or nobody looks there).
 
 edits = [vlt.edits.zero("video_queries", video_query=[0, 3]), vlt.edits.knockout("audio", by="answering", layers="2:4")]
 """
@@ -300,9 +300,15 @@ def _loaded(row: dict[str, Any]) -> Edit:
     options = dict(row.get("options", {}))
     _check_options(kind, options, sources)
     where = {str(k): _plain(v) for k, v in row.get("where", {}).items()}
+    if where and kind in _WHOLE:
+        raise VltError(f"{kind} is of a whole; it has no places {where}")
+    if at != _AT.get(kind, at):
+        raise VltError(f"{kind} stands at {_AT[kind]!r} only, not at {at!r}")
     return Edit(kind, str(at), where, options, sources)
 
 
+_WHOLE = ("reorder", "knockout", "shift", "without", "ask")
+_AT = {"blank": "frames", "mute": "spectrograms", "shift": "spectrograms", "without": "prompt", "ask": "prompt"}
 # kind -> (its options and their types; those that may be left out), (fewest, most sources)
 _OPTIONS: dict[str, tuple[dict[str, tuple[type, ...]], tuple[str, ...], tuple[int, int]]] = {
     "zero": ({}, (), (0, 0)),
