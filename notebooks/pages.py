@@ -21,6 +21,7 @@ def executed(path: Path, timeout: int = 300) -> NotebookNode:
         notebook,
         timeout=timeout,
         kernel_name="python3",
+        coalesce_streams=True,
         resources={"metadata": {"path": str(HERE)}},
     )
     # nbclient answers each output inside a widget through the socket on which it waits for the end of the cell; where both

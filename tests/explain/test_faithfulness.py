@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import xarray as xr
 
-from tests.explain.conftest import GAIN, on_paper
+from tests.explain.conftest import GAIN, VALUE, WEIGHT, WITHOUT, OnPaper, on_paper
 from vlt.errors import VltError
+from vlt.explain import methods
 from vlt.explain.attribution import Attribution, attribute
 from vlt.explain.faithfulness import WARNING, _sensitivity, faithfulness
-from vlt.explain.faithfulness import _by_cell as by_cell
-from vlt.explain.faithfulness import _infidelity as infidelity
 from vlt.explain.methods import Task
 from vlt.probe import edits
 from vlt.probe.trace import Trace
@@ -77,10 +77,13 @@ def test_infidelity_knows_the_sign() -> None:
 
 
 def test_infidelity_of_cells_of_unequal_size() -> None:
-    """What taking a cell away costs is the sum of what its places bring, not their mean."""
-    assert infidelity(np.array([2.0, 2.0, 1.0]), np.eye(3, dtype=bool), np.array([2.0, 2.0, 1.0])) == pytest.approx(0)
-    cells, values = np.array([0, 0, 1, 2]), np.array(GAIN, dtype=float)
-    assert by_cell(values, cells, 3) * np.bincount(cells) == pytest.approx([values[:2].sum(), *values[2:]])
+    """What taking a cell away costs is the sum of what its places bring, not their mean: nine places in cells of two."""
+    value, without = (torch.cat([v, v, v[:, :1]], dim=1) for v in (VALUE, WITHOUT))
+    scorer: Any = OnPaper(value, torch.cat([WEIGHT, WEIGHT, WEIGHT[:1]]))
+    task = Task(scorer, value, without, methods.cells(scorer.axes, value, {"place": 2}), False, {})
+    found = faithfulness(of([*GAIN, *GAIN, GAIN[0]], task), steps=4, controls=40, progress=False)
+    assert found.table["value"]["infidelity"] == pytest.approx(0, abs=1e-4)
+    assert found.beats["infidelity"]
 
 
 def test_ties_are_broken_by_lot(bell: Trace) -> None:

@@ -231,12 +231,12 @@ def repeat(frame: int, at: str = "frames", axis: str = "frame") -> Edit:
 def blank(**where: Index) -> Edit:
     """Frames of one colour, the mean one (numbers of 0, as frames are normalised): all of them, or frame=..., or a part
     of the picture height="0:32", width="0:32" in pixels."""
-    return _edit("blank", "frames", where)
+    return _edit("blank", _AT["blank"], where)
 
 
 def mute(**where: Index) -> Edit:
     """Digital silence in the place of all segments, or of segment=... ("audio 0-4s")."""
-    return _edit("mute", "spectrograms", where)
+    return _edit("mute", _AT["mute"], where)
 
 
 def swap_sound(clip: Clip | Trace) -> Edit:
@@ -246,19 +246,19 @@ def swap_sound(clip: Clip | Trace) -> Edit:
 
 def shift(seconds: float) -> Edit:
     """The sound comes so much later (below 0: earlier); what is moved out is lost, and silence moves in."""
-    return _edit("shift", "spectrograms", {}, seconds=float(seconds))
+    return _edit("shift", _AT["shift"], {}, seconds=float(seconds))
 
 
 def without(branch: str) -> Edit:
     """The prompt has no place for this branch ("video" or "audio"): the model is not told that there is any."""
     if branch not in ("video", "audio"):
         raise VltError(f"no branch {branch!r}; {nearest(branch, ('video', 'audio'))}")
-    return _edit("without", "prompt", {}, branch=branch)
+    return _edit("without", _AT["without"], {}, branch=branch)
 
 
 def ask(question: str) -> Edit:
     """Another question."""
-    return _edit("ask", "prompt", {}, question=question)
+    return _edit("ask", _AT["ask"], {}, question=question)
 
 
 # ------------------------------------------------------------------ JSON
