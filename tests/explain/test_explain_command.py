@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 
@@ -16,19 +15,25 @@ from tests.test_cli import refused, vlt
 def test_explain_writes_figures_and_numbers(tmp_path: Path) -> None:
     out = tmp_path / "why"
     done = vlt("explain", CLIPS / "two_bell.mp4", "--ask", "What do you hear?", "--target", "bell", "--at", "parts", "--at",
-               "audio_features", "--method", "ablation", "--controls", 4, "--out", out)  # fmt: skip
+               "audio_features", "--method", "ablation", "--at", "spectrograms", "--controls", 19, "--out", out)  # fmt: skip
     assert done.returncode == 0, done.stderr
-    names = {f"{at}{end}" for at in ("parts", "audio_features") for end in (".png", ".csv", "-faithfulness.png")}
+    names = {
+        f"{at}{end}" for at in ("parts", "audio_features", "spectrograms") for end in (".png", ".csv", "-faithfulness.png")
+    }
     assert {p.name for p in out.iterdir()} == names | {"explanation.json"}
     told = json.loads((out / "explanation.json").read_text())
     assert told["answer"] == "I hear a bell." and told["target"] == "bell"
-    parts, features = told["heat"]
+    parts, features, sound = told["heat"]
     assert parts["hottest"] == {"part": 1, "kind": "segment", "number": 1, "seconds": 2.0}
     assert features["hottest"]["start"] == 2.0 and features["beats"]["deletion"] in (True, False)
     table = pd.read_csv(out / "parts.csv")
     assert table["kind"].value_counts().to_dict() == {"frame": 8, "segment": 8, "word": 5}
     assert int(table["heat"].argmax()) == 1
-    assert np.isclose(parts["faithfulness"]["deletion"]["value"], parts["faithfulness"]["deletion"]["value"])
+    assert parts["true"] and not parts["warnings"] and "p of whole segments" not in parts
+    # taking single mel cells away costs nothing, as the rest of the bell is still heard: a map that does not know the segment
+    assert not sound["true"] and sound["p of whole segments"] > 0.05
+    (warning,) = sound["warnings"]
+    assert warning.startswith("Cell by cell it does not beat random maps (p = ") and f"spectrograms  {warning}" in done.stdout
     assert "answer  I hear a bell." in done.stdout and "kind segment" in done.stdout
 
 

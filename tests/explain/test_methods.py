@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from tests.explain.conftest import GAIN, VALUE, WEIGHT, WITHOUT, on_paper
+from tests.explain.conftest import GAIN, VALUE, WEIGHT, WITHOUT, OnPaper, on_paper
 from vlt.errors import VltError
+from vlt.explain import methods
 from vlt.explain.attribution import COMPLETE, METHODS, READ_ATTENTION, attribute, heat_of
+from vlt.explain.methods import Task
 from vlt.explain.scorer import scorer
 from vlt.probe.trace import Trace
 
@@ -142,6 +144,7 @@ def test_gradients_as_finite_differences(at: str, square: Trace) -> None:
 def test_every_method_on_parts_and_features(method: str, bell: Trace) -> None:
     """Finite, labelled, reproducible; complete where it says so; and the bell's segment stands out."""
     at = "segment_tokens" if method == "grad_cam" else "parts"
+    at = "segment_tokens" if method == "attention" else at
     options = {"n_samples": 5} if method in ("smoothgrad", "gradient_shap", "shapley_sampling") else {}
     found, again = (attribute(bell, at, method, "bell", progress=False, **options) for _ in range(2))
     assert np.isfinite(found.heat).all() and found.heat.values.any()
@@ -156,6 +159,54 @@ def test_every_method_on_parts_and_features(method: str, bell: Trace) -> None:
     hottest = found.heat[int(found.heat.values.argmax())]
     if method not in (*READ_ATTENTION, "grad_cam"):
         assert float(hottest["start" if at == "segment_tokens" else "seconds"]) == 2.0
+
+
+def test_grad_cam_is_of_each_frame(square: Trace) -> None:
+    """At the frame tokens, too, a frame's gradients are averaged by themselves."""
+    score = scorer(square, "frame_tokens", "white")
+    with torch.enable_grad():
+        leaf = score.value.detach().clone().requires_grad_()
+        (slope,) = torch.autograd.grad(score(leaf).sum(), leaf)
+    weight = slope[0].view(8, 8, -1).mean(1, keepdim=True)
+    expected = (weight * score.value[0].view(8, 8, -1)).sum(-1).clamp(min=0).flatten()
+    found = attribute(square, "frame_tokens", "grad_cam", "white", progress=False).heat.values
+    np.testing.assert_allclose(found, expected.numpy(), rtol=1e-4, atol=1e-6)
+
+
+def test_steps_are_doubled_until_the_sum_is_right(bell: Trace) -> None:
+    """A score that jumps within a hundredth of the line needs more than 32 steps; where steps are asked for, there are no
+    more, and the map says that its sum is wrong."""
+
+    class Jump(OnPaper):
+        def __call__(self, x: torch.Tensor) -> torch.Tensor:
+            return 5 * torch.sigmoid(1000 * (super().__call__(x) / 7 - 0.63))
+
+    def task(**options: Any) -> Task:
+        scorer: Any = Jump(VALUE, WEIGHT)
+        return Task(scorer, VALUE, WITHOUT, methods.cells(scorer.axes, VALUE, {}), False, options)
+
+    line = task()
+    heat = heat_of("integrated_gradients", line, 0)
+    brings = float(line.scorer(VALUE) - line.scorer(WITHOUT))
+    assert brings == pytest.approx(5, abs=0.01)
+    assert line.options["n_steps"] > 32 and float(heat.sum()) == pytest.approx(brings, rel=0.1)
+    assert line.backwards == 2 * line.options["n_steps"] - 32
+    few = task(n_steps=8)
+    assert abs(float(heat_of("integrated_gradients", few, 0).sum()) - brings) > 1 and few.options["n_steps"] == 8
+    heat = attribute(bell, "spectrograms", "integrated_gradients", "bell", n_steps=2, progress=False)  # type: ignore[assignment]
+    (warning,) = heat.warnings
+    assert "ask for more n_steps (n_steps = 2)" in warning
+    assert warning in heat.figure().alt
+
+
+def test_where_there_is_little_to_explain_it_says_so(bell: Trace) -> None:
+    """What is seen brings nothing to what is heard."""
+    heat = attribute(bell, "patches", "gradient_x_input", "bell", progress=False)
+    assert heat.warnings == [
+        f"The score is {heat.score:.2f} with all of it and {heat.score_without:.2f} without: little to explain."
+    ]
+    assert heat.warnings[0] in heat.figure().alt
+    assert attribute(bell, "audio_features", "gradient_x_input", "bell", progress=False).warnings == []
 
 
 def test_seeds_and_batches(bell: Trace) -> None:
@@ -216,11 +267,15 @@ def test_smoothed(square: Trace) -> None:
         ({"baseline": "black"}, "no baseline 'black'; nearest: blank"),
         ({"baseline": torch.zeros(3)}, r"a baseline at 'segment_tokens' has shape \[8, 64\]; got \[3\]"),
         ({"n_steps": 0}, "integrated_gradients|n_steps = 0; expected a whole number from 1 on"),
-        ({"n_samples": 3}, "integrated_gradients has no option 'n_samples'"),
+        ({"n_samples": 3}, "integrated_gradients has no option 'n_samples'; it has n_steps"),
+        ({"method": "smoothgrad", "deviation": 0}, "deviation = 0; expected a number above 0"),
+        ({"method": "saliency", "n_samples": 3}, "saliency has no option 'n_samples'; it has none"),
         ({"batch": 0}, "batch 0; expected a number of rows from 1 on"),
         ({"method": "grad_cam", "at": "spectrograms"}, "grad_cam needs a stage of features"),
-        ({"method": "rollout", "target": ("bell", "buzz")}, "rollout follows one word; it knows no contrast"),
-        ({"method": "attention", "at": "patches"}, "attention has heat at prefix, frames, .*, parts; not at 'patches'"),
+        ({"method": "rollout", "target": ("bell", "buzz")}, "rollout follows one word, or each of .*; it knows no contrast"),
+        ({"method": "rollout", "at": "patches"}, "rollout has heat at prefix, frames, .*, parts; not at 'patches'"),
+        ({"method": "attention", "at": "patches"}, "attention has heat at prefix, frames, .*segment_tokens; not at 'patches'"),
+        ({"method": "attention", "at": "parts"}, "tells nothing of how frames, segments and words compare; take rollout"),
         ({"method": "occlusion", "stride": {"segment": 2}}, "stride: segment = 2; expected 1 to the cells' 1"),
         ({"method": "occlusion", "stride": {"frame": 1}}, "stride: 'segment_tokens' has no axis 'frame'"),
         ({"at": "parts", "baseline": "mean"}, "the parts' baseline is blank"),

@@ -118,13 +118,28 @@ def test_parts_without_a_branch(boxed: VideoLlama) -> None:
 @pytest.mark.parametrize("at", AT)
 def test_blank_is_what_edits_make(at: str, bell: Trace) -> None:
     without, name = scorer(bell, at).without()
-    assert name == "blank" and without.shape == bell.stage(at).shape
+    assert name == "blank" and without.shape == scorer(bell, at).value.shape
     both = bell.rerun([edits.blank(), edits.mute()], answer=bell.answer.text)
     expected = both.stage(at).clone()
     if at == "prefix":
         text = torch.as_tensor(bell.tokens.find("text"))
         expected[:, text] = bell.model.get_input_embeddings().weight.float().mean(0)
+        expected = expected[:, : bell.row.begin]
     torch.testing.assert_close(without, expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("baseline", ["blank", "zero", "mean"])
+def test_at_the_prefix_the_answer_stays_as_it_was_said(baseline: str, bell: Trace) -> None:
+    """What is taken away is the prompt; the words before the one that is scored are given, by hand as by the scorer."""
+    score = scorer(bell, "prefix", "bell")
+    begin, bells = bell.row.begin, bell.word("bell")
+    assert score.value.shape[1] == begin == score.axes[0].size and torch.equal(score.value, bell.stage("prefix")[:, :begin])
+    with torch.no_grad():
+        without, _ = score.without(baseline)
+        whole = torch.cat([without, bell.stage("prefix")[:, begin:]], dim=1)
+        logits = bell.model.run({"prefix": whole}, ["logits"])["logits"]
+        said = logits[0, begin - 1 + bells].log_softmax(-1)[bell.answer.ids[bells]]
+        assert float(score(without)) == pytest.approx(float(said), abs=1e-4)
 
 
 def test_other_baselines(bell: Trace) -> None:

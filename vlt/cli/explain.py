@@ -36,7 +36,9 @@ def explain(
     smooth: Annotated[
         float, typer.Option(help="Heat on pictures averaged with its neighbours' over so many patches; 0: not.", min=0)
     ] = 0.0,
-    controls: Annotated[int, typer.Option(help="Maps that know nothing, to measure beside; 0 measures nothing.", min=0)] = 20,
+    controls: Annotated[
+        int, typer.Option(help="Maps that know nothing, to measure beside, 19 at least; 0 measures nothing.", min=0)
+    ] = 20,
     model: Annotated[str, typer.Option(help="'box', a converted folder, or a hub name.")] = "box",
     seed: Annotated[int, typer.Option(help="Of everything that is drawn.", min=0)] = 0,
     batch: Annotated[int, typer.Option(help="Changed copies that are computed together.", min=1)] = 16,
@@ -48,11 +50,16 @@ def explain(
     if not out.parent.is_dir() or not os.access(out.parent, os.W_OK):
         raise VltError(f"{out.parent}: is no folder that can be written in")
     from vlt.explain.attribution import attribute
-    from vlt.explain.faithfulness import faithfulness
+    from vlt.explain.faithfulness import check_controls, faithfulness
+    from vlt.explain.scorer import check_place
     from vlt.inputs.clip import Clip
     from vlt.model.load import load
     from vlt.probe.trace import trace
 
+    if controls:
+        check_controls(controls)
+    for place in at or ():
+        check_place(place)
     run = trace(load(model), Clip(clip), ask)
     own = {"video": "frames", "audio": "spectrograms"}
     places = list(dict.fromkeys(at or ["parts", *(own[branch] for branch in sorted(set(run.prompt.branches), reverse=True))]))
@@ -64,11 +71,18 @@ def explain(
     for place in places:
         blur = smooth if place in pictures else 0.0
         heat = attribute(run, place, method, wanted, baseline=baseline, smooth=blur, seed=seed, batch=batch)
-        found.append((heat, faithfulness(heat, controls=controls, seed=seed) if controls else None))
+        truth, whole = None, {str(name): size for name, size in list(heat.heat.sizes.items())[1:]}
+        if controls:
+            truth = faithfulness(heat, controls=controls, seed=seed)
+        row = _row(heat, truth)
+        if controls and whole:  # a map can be true of segments, and not of the mel cells in them
+            again = faithfulness(heat, cells=whole, controls=controls, shifted=False, seed=seed)
+            row[f"p of whole {heat.heat.dims[0]}s"] = float(again.table["p"]["gain"])
+        found.append((heat, truth, row))
     out.mkdir(exist_ok=True)
-    for heat, truth in found:
+    for heat, truth, _ in found:
         _write(out, heat, truth)
-    rows = [_row(*each) for each in found]
+    rows = [row for *_, row in found]
     told = {"clip": str(clip), "question": ask, "answer": run.answer.text, "model": model, "target": wanted, "heat": rows}
     write_whole(out / "explanation.json", json.dumps(told, indent=1, ensure_ascii=False) + "\n")
     _print(run.answer.text, rows)
@@ -94,37 +108,48 @@ def _row(heat: Attribution, truth: Faithfulness | None) -> dict[str, Any]:
         "score": heat.score,
         "score_without": heat.score_without,
         "error": None if heat.error != heat.error else heat.error,
+        "warnings": heat.warnings,
         "hottest": {name: value for name, value in hottest.items() if value == value},
         "forwards": heat.forwards,
         "backwards": heat.backwards,
         "seconds": round(heat.seconds, 3),
     }
     if truth is not None:
-        row |= {"faithfulness": truth.table.to_dict("index"), "beats": truth.beats, "warning": truth.warning}
+        row |= {"faithfulness": truth.table.to_dict("index"), "beats": truth.beats, "true": truth.true}
+        row["warnings"] = [*heat.warnings, *([truth.warning] if truth.warning else [])]
     return row
 
 
 def _print(answer: str, rows: list[dict[str, Any]]) -> None:
     terminal.out.print(f"[bold]answer[/bold]  {escape(terminal.printable(answer))}", highlight=False)
-    table = Table("at", "hottest", "score", "without", "deletion (random)", "insertion (random)", box=None, header_style="bold")
+    measured = ["deletion (random)", "insertion (random)", "p", "p, whole"] if "faithfulness" in rows[0] else []
+    table = Table("at", "hottest", "score", "without", *measured, box=None, header_style="bold")
     for row in rows:
-        hottest = ", ".join(f"{name} {value}" for name, value in row["hottest"].items())
-        measures = row.get("faithfulness", {})
-        shown = [f"{m['value']:.2f} ({m['random']:.2f})" for m in (measures.get(k) for k in ("deletion", "insertion")) if m]
-        table.add_row(
-            row["at"], escape(terminal.printable(hottest)), f"{row['score']:.2f}", f"{row['score_without']:.2f}", *shown
-        )
+        hottest = ", ".join(f"{name} {_short(value)}" for name, value in row["hottest"].items())
+        cells = [f"{row['score']:.2f}", f"{row['score_without']:.2f}"]
+        if measured:
+            found = row["faithfulness"]
+            cells += [f"{found[m]['value']:.2f} ({found[m]['random']:.2f})" for m in ("deletion", "insertion")]
+            whole = [f"{value:.2f} ({name[11:]})" for name, value in row.items() if name.startswith("p of whole ")]
+            cells += [f"{found['gain']['p']:.2f}", *whole]
+        table.add_row(row["at"], escape(terminal.printable(hottest)), *cells)
     terminal.out.print(table)
     for row in rows:
-        if row.get("warning"):
-            terminal.out.print(f"[bold red]{row['at']}[/bold red]  {row['warning']}", highlight=False)
+        for warning in row["warnings"]:
+            terminal.out.print(f"[bold red]{row['at']}[/bold red]  {warning}", highlight=False, soft_wrap=True)
+
+
+def _short(value: Any) -> str:
+    return f"{value:.1f}" if isinstance(value, float) else str(value)
 
 
 def truth(
     clips: Annotated[int, typer.Option(help="How many fresh clips.", min=2)] = 40,
     seed: Annotated[int, typer.Option(help="Of the clips; the box was trained on those below 1000.", min=1000)] = 1000,
     way: Annotated[list[str] | None, typer.Option(help="Only this way; a wrong one lists all.", show_default=False)] = None,
-    controls: Annotated[int, typer.Option(help="Random maps, to measure faithfulness beside; 0 measures none.", min=0)] = 3,
+    controls: Annotated[
+        int, typer.Option(help="Random maps, to measure faithfulness beside, 19 at least; 0 measures none.", min=0)
+    ] = 19,
     model: Annotated[str, typer.Option(help="'box', or a folder that knows the small world.")] = "box",
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the rows here.", show_default=False)] = None,
     figure: Annotated[Path | None, typer.Option(help="Draw them here (png, svg or pdf).", show_default=False)] = None,

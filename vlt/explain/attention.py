@@ -28,8 +28,11 @@ READ = {
 
 def attention(task: Task) -> Tensor:
     """Raw attention of the last layer, mean over heads. At the prefix the place that predicts the word looks; elsewhere the
-    stage's own Q-Former (its queries' mean) or ImageBind's class token, which know nothing of the question. Unsigned."""
-    return _at_stage(task, "attention", lambda run, word: {name: _raw(run, name, word) for name in _names(task)})
+    stage's own Q-Former (its queries' mean) or ImageBind's class token, which know nothing of the question; so it is
+    nowhere comparable with that at another stage, and there is none at "parts". Unsigned."""
+    if task.scorer.at == PARTS:
+        raise VltError("raw attention tells nothing of how frames, segments and words compare; take rollout or relevance")
+    return _at_stage(task, "attention", lambda run, word: {(name := READ[task.scorer.at]): _raw(run, name, word)})
 
 
 def rollout(task: Task) -> Tensor:
@@ -39,22 +42,28 @@ def rollout(task: Task) -> Tensor:
 
 def relevance(task: Task) -> Tensor:
     """Chefer's relevance, from the word of the answer through every part back to the stage: see `vlt.path`. Unsigned."""
-    task.backwards += 1
     return _at_stage(task, "relevance", lambda run, word: paths.path(run, word, "relevance"))
-
-
-def _names(task: Task) -> list[str]:
-    return ["frame_tokens", "segments", "tokens"] if task.scorer.at == PARTS else [READ[task.scorer.at]]
 
 
 def _at_stage(task: Task, how: str, read: Any) -> Tensor:
     run, at, target = task.scorer.run, task.scorer.at, task.scorer.target
-    if at not in READ and at != PARTS:
-        raise VltError(f"{how} has heat at {', '.join(READ)}, {PARTS}; not at {at!r}")
+    places = [*READ, *([PARTS] if how != "attention" else [])]
+    if at not in places:
+        raise VltError(f"{how} has heat at {', '.join(places)}; not at {at!r}")
     if isinstance(target, tuple | list):
-        raise VltError(f"{how} follows one word; it knows no contrast ({target!r})")
-    found = read(run, run.word(0 if target == "answer" else target))
-    task.scorer.forwards += 1
+        raise VltError(f"{how} follows one word, or each of the answer's; it knows no contrast ({target!r})")
+    words = range(len(run.answer.tokens)) if target == "answer" else [run.word(target)]
+    with task.bar(len(words)):
+        heat = torch.stack([_of_word(task, read(run, word)) for word in words]).mean(0)
+    task.scorer.forwards += len(words)
+    task.backwards += len(words) if how == "relevance" else 0
+    return heat
+
+
+def _of_word(task: Task, found: Any) -> Tensor:
+    """What was found, on the places of the stage."""
+    task.scorer.bar.update(1)
+    run, at = task.scorer.run, task.scorer.at
     if at == PARTS:
         kinds = {"video": "frame_tokens", "audio": "segments"}
         shares = [np.asarray(found[kinds[branch]]) for branch in dict.fromkeys(run.prompt.branches)]
@@ -62,6 +71,8 @@ def _at_stage(task: Task, how: str, read: Any) -> Tensor:
         shares.append(np.asarray(found["tokens"])[run.tokens.find("question")])
         return torch.as_tensor(np.concatenate(shares))
     heat = torch.as_tensor(np.asarray(found[READ[at]]))
+    if at == "prefix":
+        return heat[: run.row.begin]  # the answer's own words are not asked about
     if at == "frames":
         side = task.value.shape[-1] // heat.shape[-1]
         return heat.repeat_interleave(side, 1).repeat_interleave(side, 2) / side**2

@@ -43,6 +43,7 @@ METHODS = {
 READ_ATTENTION = ("attention", "rollout", "relevance")
 # Whose heat sums to what the whole brings over the baseline.
 COMPLETE = ("integrated_gradients", "gradient_shap", "shapley_sampling", "kernel_shap")
+LITTLE = 0.1  # nats that all places together bring, below which there is nothing much to explain
 # Along which axes an eighth of the third (height, or mel) is one cell, where `cells` does not tell otherwise.
 EIGHTHS = {"frames": ("height", "width"), "spectrograms": ("mel", "time")}
 
@@ -71,14 +72,26 @@ class Attribution:
     seconds: float
     task: Task = dataclasses.field(repr=False)
 
+    @property
+    def warnings(self) -> list[str]:
+        """What must stand beside the heat, whatever its truth; mostly nothing."""
+        brings, out = self.score - self.score_without, []
+        if abs(brings) < LITTLE:
+            out.append(f"The score is {self.score:.2f} with all of it and {self.score_without:.2f} without: little to explain.")
+        if methods.missed(self.error, brings):
+            more = "n_steps" if self.method == "integrated_gradients" else "n_samples"
+            asked = f" ({more} = {self.options[more]})" if more in self.options else ""
+            out.append(f"The heat sums to {brings + self.error:.2f} and should to {brings:.2f}: ask for more {more}{asked}.")
+        return out
+
     def figure(self, faithfulness: Any = None) -> Figure:
         """The heat over the frames, the spectrogram, the words, or as bars; with what `vlt.faithfulness` found, under a
         map that does not beat random ones there stands a warning."""
         note = f"{self.method.replace('_', ' ')} at {self.at}; baseline: {self.baseline}"
         if self.task.smooth:
             note += f"; smoothed over {self.task.smooth:g} patches"
-        if faithfulness is not None and faithfulness.warning:
-            note += f"\n{WARNS} {faithfulness.warning}"
+        warnings = [*self.warnings, *([faithfulness.warning] if faithfulness is not None and faithfulness.warning else [])]
+        note += "".join(f"\n{WARNS} {warning}" for warning in warnings)
         heat, kinds = self.heat, set(self.heat.dims)
         if self.at == PARTS:
             return figures.parts(heat, note=note)
@@ -107,10 +120,11 @@ def attribute(
 ) -> Attribution:
     """How much every place of a stage speaks for what was said.
 
-    at: a stage of either branch ("frames", "spectrograms", "frame_tokens", ...); "prefix", whose places are words and
-    soft tokens; or "parts": every frame, every segment of sound and every word of the question is one place. method: of
-    `METHODS`. target: "answer"; a word of it, by number or text; or ("bell", "buzz"): the first rather than the second
-    (see `Scorer`; methods that read attention follow one word, by default the first). Only what follows the stage is run.
+    at: a stage of either branch ("frames", "spectrograms", "frame_tokens", ...); "prefix", whose places are the prompt's
+    words and soft tokens; or "parts": every frame, every segment of sound and every word of the question is one place.
+    method: of `METHODS`. target: "answer"; a word of it, by number or text; or ("bell", "buzz"): the first rather than
+    the second (see `Scorer`; methods that read attention know no contrast, and of the answer give the mean over its
+    words). Only what follows the stage is run.
 
     baseline: what a place is without its content: "blank", the stage as it is for frames of one colour or digital
     silence, at the prefix for both and the vocabulary's mean word; "zero" (at the prefix degenerate: RMSNorm undoes any
@@ -126,6 +140,7 @@ def attribute(
     """
     if method not in METHODS:
         raise VltError(f"no method {method!r}; {nearest(method, METHODS)}; all: {', '.join(METHODS)}")
+    methods.check_options(METHODS[method], options)
     start = time.perf_counter()
     score = scorer(run, at, target, batch)
     without, name = score.without(baseline)
@@ -141,16 +156,14 @@ def attribute(
     array = labelled(heat, [axis for axis in score.axes if axis.name not in WIDTHS], method)
     array.attrs["long_name"] = f"heat for {_told(run, target)}"
     seconds = time.perf_counter() - start
-    told = (array, run, at, method, target, name, options, seed, whole, rest, error)
+    told = (array, run, at, method, target, name, task.options, seed, whole, rest, error)
     return Attribution(*told, passes, task.backwards, seconds, task)
 
 
 def heat_of(method: str, task: Task, seed: int) -> Tensor:
     """Runs a method [the stage's axes without its width] float32; its draws are the same for the same seed."""
     with _drawing(seed, [task.value.device] if task.value.is_cuda else []), torch.no_grad():
-        heat = METHODS[method](task)
-    if task.options:
-        raise VltError(f"{method} has no option {next(iter(task.options))!r}")
+        heat = METHODS[method](task, **task.options)
     if task.smooth:
         patch = task.scorer.run.model.config.vision_config.patch_size
         heat = methods.smoothed(heat, task.axes, task.smooth, patch)

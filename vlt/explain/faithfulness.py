@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 import xarray as xr
-from torch import Tensor
 from tqdm.auto import tqdm
 
 from vlt.errors import VltError
+from vlt.explain import methods
 from vlt.explain.attribution import READ_ATTENTION, Attribution, heat_of
 from vlt.explain.methods import Task
 from vlt.explain.scorer import scorer
@@ -22,17 +23,21 @@ from vlt.view.drawing import WARNS, Figure
 # Shares of the places that are taken as "the hottest" (DeYoung et al., arXiv 1911.03429).
 TOP = (0.01, 0.05, 0.1, 0.2, 0.5)
 # measure -> +1 where more is better, -1 where less is
-MEASURES = {"deletion": -1, "insertion": 1, "comprehensiveness": 1, "sufficiency": -1, "infidelity": -1, "sensitivity": -1}
+MEASURES = {"gain": 1, "deletion": -1, "insertion": 1, "comprehensiveness": 1, "sufficiency": -1, "infidelity": -1}
+MEASURES |= {"sensitivity": -1}
 CONTROLS = ("random", "shifted")
-WARNING = "This map does not beat random maps: nothing here shows that the answer hangs on what it points at."
+LEVEL = 0.05  # a map that knows nothing is called true as often as this, and no oftener
+ENOUGH = 19  # random maps, with which 1 / (1 + ENOUGH) reaches the level
+WARNING = "Cell by cell it does not beat random maps (p = {:.2f}): that the answer hangs on what it calls hot is not shown."
 
 
 @dataclasses.dataclass(frozen=True)
 class Faithfulness:
     """curves: score [curve, map, bound, fraction] as more and more places are taken away ("deletion", the hottest first) or
     put in ("insertion"); maps are "own" and the controls, bounds their mean, low and high. table: by measure, its value,
-    and of each control mean, low and high. beats: measure -> is it better than 95 % of random maps? true: does deletion or
-    insertion beat random maps, and the other not fall behind their mean? Low and high hold the middle 95 % of maps."""
+    of each control mean, low and high, and p: the chance that a map that knows nothing does as well, (1 + random maps
+    that do) / (1 + random maps). beats: measure -> is p at most 0.05? true: does the gain beat random maps? Low and high
+    hold the middle 95 % of maps."""
 
     curves: xr.DataArray
     table: pd.DataFrame
@@ -43,7 +48,7 @@ class Faithfulness:
     @property
     def warning(self) -> str:
         """What must stand beside the map; "" where it is true."""
-        return "" if self.true else WARNING
+        return "" if self.true else WARNING.format(self.table["p"]["gain"])
 
     def figure(self) -> Figure:
         """The curves, with those of the controls."""
@@ -56,66 +61,83 @@ class Faithfulness:
 def faithfulness(
     attribution: Attribution,
     *,
+    cells: Mapping[str, int] | None = None,
     steps: int = 10,
     controls: int = 20,
+    shifted: bool = True,
     samples: int = 0,
     noise: float = 0.02,
     seed: int = 0,
     progress: bool = True,
+    known: dict[bytes, float] | None = None,
 ) -> Faithfulness:
     """Measures of one attribution, each beside maps that know nothing, on the same run, target, baseline and cells.
 
     deletion, insertion: mean score along the curve of `steps` steps, in the target's units (Petsiuk et al., arXiv
-    1806.07421). comprehensiveness: how much is lost, on average, without the hottest 1, 5, 10, 20, 50 % of the cells;
-    sufficiency: how much is lost with nothing but them. infidelity: mean squared difference between what the heat says
-    that taking away random halves costs, and what it costs (Yeh et al., arXiv 1901.09392), the heat scaled to fit best.
-    sensitivity (same paper), only if `samples` are asked for, as each runs the method again: the greatest change of the
-    heat, over its length, under noise of `noise` times the deviation of the stage's values.
+    1806.07421). gain: insertion less deletion, the symmetric relevance gain (Blücher et al., arXiv 2401.06654), in which
+    what is odd about half-empty inputs cancels out; it decides. comprehensiveness: how much is lost, on average, without
+    the hottest 1, 5, 10, 20, 50 % of the cells; sufficiency: how much is lost with nothing but them. infidelity: mean
+    squared difference between what the heat says that taking away random halves costs, and what it costs (Yeh et al.,
+    arXiv 1901.09392), the heat scaled to fit best. sensitivity (same paper), only if `samples` are asked for, as each
+    runs the method again: the greatest change of the heat, over its length, under noise of `noise` times the deviation of
+    the stage's values.
 
-    controls: how many of each kind: "random", numbers drawn for every cell; "shifted", the heat moved round along every
-    axis by lot, so that it is as smooth as it was (shuffled cell by cell it would rank as random ones do). Raises
-    `VltError` where there are fewer than 4 cells, and where sensitivity cannot be measured.
+    cells: what is taken away together, as for `attribute`; by default as there. A map can be true of segments and untrue
+    of the mel cells in them. Of 8 cells one is hottest by chance in an eighth of maps: p says so.
+    controls: how many of each kind: "random", numbers drawn for every cell; and, if wanted, "shifted", the heat moved
+    round along every axis by lot, so that it is as smooth as it was (shuffled cell by cell it would rank as random ones
+    do). known: scores of what is left in, kept between calls for the same run, stage, target, baseline and cells.
+
+    Raises `VltError` for fewer than 4 cells or 19 controls, and where sensitivity cannot be measured.
     """
-    cells, heat = _cells(attribution)
-    count = int(cells.max()) + 1
-    if count < 4 or not 2 <= steps <= 1000 or not 2 <= controls <= 10_000 or not 0 <= samples <= 1000 or noise <= 0:
+    task = attribution.task
+    if cells is not None:
+        task = dataclasses.replace(task, cells=methods.cells(task.axes, task.value, cells))
+    numbers, heat, count = _numbers(attribution, task), attribution.heat.values, task.n_cells
+    check_controls(controls)
+    if count < 4 or not 2 <= steps <= 1000 or controls > 10_000 or not 0 <= samples <= 1000 or noise <= 0:
         raise VltError(
             f"{count} cells, {steps} steps, {controls} controls, {samples} samples, noise {noise}; needed are 4 cells, 2 "
-            "steps, 2 controls, 0 samples at least, and noise above 0"
+            "steps and 0 samples at least, at most 10,000 controls, and noise above 0"
         )
     draw = np.random.default_rng(seed)
-    maps = {"own": [_by_cell(heat, cells, count)]}
-    maps["random"] = [draw.random(count) for _ in range(controls)]
-    maps["shifted"] = [_by_cell(_moved(heat, draw), cells, count) for _ in range(controls)]
-    halves = draw.random((4 * steps, count)) < 0.5
-    luck, sizes = draw.random(count), np.bincount(cells.ravel(), minlength=count)
-    lost = attribution.score - _scores(attribution.task, cells, ~halves).numpy()
+    luck, sizes = draw.random(count), np.bincount(numbers.ravel(), minlength=count)
+    gone = draw.random((4 * steps, count)) < 0.5
+    random = [draw.random(count) for _ in range(controls)]
+    moved = [_by_cell(_moved(heat, draw), numbers, count) for _ in range(controls if shifted else 0)]
+    maps = {"own": [_by_cell(heat, numbers, count)], "random": random} | ({"shifted": moved} if moved else {})
+    left = {kind: [_left(values, luck, steps) for values in found] for kind, found in maps.items()}
+    asked = np.concatenate([~gone, *(each for found in left.values() for each in found)])
+    scores = iter(_scores(task, asked, {} if known is None else known, progress))
+    lost = attribution.score - np.array([next(scores) for _ in gone])
     shaken = _shaken(attribution, samples, noise, draw)
     rows: list[dict[str, Any]] = []
     curves: dict[str, list[np.ndarray]] = {kind: [] for kind in maps}
-    with tqdm(total=1 + 2 * controls, desc="faithfulness", disable=not progress, leave=False) as bar:
-        for kind, found in maps.items():
-            for values in found:
-                curve, measures = _measured(attribution, cells, values, luck, steps)
-                measures["infidelity"] = _infidelity(values * sizes, halves, lost)
-                if samples:
-                    measures["sensitivity"] = _sensitivity(kind, heat, shaken, draw)
-                rows.append({"map": kind, **measures})
-                curves[kind].append(curve)
-                bar.update()
-    table, beats = _summary(pd.DataFrame(rows))
-    behind = [m for m in ("deletion", "insertion") if MEASURES[m] * (table["value"][m] - table["random"][m]) < 0]
-    true = (beats["deletion"] or beats["insertion"]) and not behind
-    return Faithfulness(_bounds(curves, steps), table, beats, true, attribution)
+    for kind, found in maps.items():
+        for values, each in zip(found, left[kind], strict=True):
+            curve, measures = _measured(np.array([next(scores) for _ in each]), attribution.score, steps)
+            measures["infidelity"] = _infidelity(values * sizes, gone, lost)
+            if samples:
+                measures["sensitivity"] = _sensitivity(kind, heat, shaken, draw)
+            rows.append({"map": kind, **measures})
+            curves[kind].append(curve)
+    table = _summary(pd.DataFrame(rows))
+    beats = {str(measure): bool(p <= LEVEL) for measure, p in table["p"].items()}
+    return Faithfulness(_bounds(curves, steps), table, beats, beats["gain"], attribution)
 
 
-def _cells(attribution: Attribution) -> tuple[np.ndarray, np.ndarray]:
-    """The number of the cell of every place, and the heat there."""
-    cells = attribution.task.cells[0]
-    for axis, known in reversed(list(enumerate(attribution.task.axes))):
+def check_controls(controls: int) -> None:
+    if controls < ENOUGH:
+        raise VltError(f"controls: {controls} random maps; with fewer than {ENOUGH} no map can be told from chance at {LEVEL}")
+
+
+def _numbers(attribution: Attribution, task: Task) -> np.ndarray:
+    """The number of the cell of every place of the heat."""
+    numbers = task.cells[0]
+    for axis, known in reversed(list(enumerate(task.axes))):
         if known.name not in attribution.heat.dims:
-            cells = cells.select(axis, 0)
-    return cells.cpu().numpy(), attribution.heat.values
+            numbers = numbers.select(axis, 0)
+    return numbers.cpu().numpy()
 
 
 def _by_cell(heat: np.ndarray, cells: np.ndarray, count: int) -> np.ndarray:
@@ -126,32 +148,42 @@ def _moved(heat: np.ndarray, draw: np.random.Generator) -> np.ndarray:
     return np.roll(heat, [int(draw.integers(size)) for size in heat.shape], axis=tuple(range(heat.ndim)))
 
 
-def _scores(task: Task, cells: np.ndarray, there: np.ndarray) -> Tensor:
-    """Scores of copies in which only some cells are there [n, cell] bool; the others are as in the baseline."""
-    out = []
-    for at in range(0, len(there), task.scorer.batch):
-        part = torch.as_tensor(there[at : at + task.scorer.batch], device=task.cells.device)
-        out.append(task.scorer(torch.where(part[:, task.cells[0]], task.value, task.baseline)).cpu())
-    return torch.cat(out)
-
-
-def _measured(
-    attribution: Attribution, cells: np.ndarray, values: np.ndarray, luck: np.ndarray, steps: int
-) -> tuple[np.ndarray, dict[str, float]]:
-    """The two curves [curve, fraction], and what comes of them. Cells that are equally hot go in the order of luck [cell],
-    which is the same for all maps."""
+def _left(values: np.ndarray, luck: np.ndarray, steps: int) -> np.ndarray:
+    """Which cells are left in, one row after the other of what `_measured` wants [row, cell] bool. Cells that are equally
+    hot go in the order of luck [cell], which is the same for all maps."""
     count = len(values)
     rank = np.empty(count, dtype=int)
     rank[np.lexsort((luck, -values))] = np.arange(count)
     sizes = [np.round(np.linspace(0, 1, steps + 1) * count), np.maximum(np.round(np.asarray(TOP) * count), 1)]
     hottest, top = (rank[None] < n[:, None] for n in sizes)
-    scores = _scores(attribution.task, cells, np.concatenate([~hottest, hottest, ~top, top])).numpy()
+    return np.concatenate([~hottest, hottest, ~top, top])
+
+
+def _scores(task: Task, there: np.ndarray, known: dict[bytes, float], progress: bool) -> list[float]:
+    """Scores of copies in which only some cells are there [row, cell] bool; the others are as in the baseline. What is
+    known is not computed again."""
+    keys = [row.tobytes() for row in np.packbits(there, axis=1)]
+    wanted = [*{key: row for key, row in zip(keys, there, strict=True) if key not in known}.items()]
+    with tqdm(total=len(wanted), desc="faithfulness", unit="row", disable=not progress, leave=False) as bar:
+        for at in range(0, len(wanted), task.scorer.batch):
+            some = wanted[at : at + task.scorer.batch]
+            part = torch.as_tensor(np.stack([row for _, row in some]), device=task.cells.device)
+            scores = task.scorer(torch.where(part[:, task.cells[0]], task.value, task.baseline)).tolist()
+            known.update(zip([key for key, _ in some], scores, strict=True))
+            bar.update(len(some))
+    return [known[key] for key in keys]
+
+
+def _measured(scores: np.ndarray, whole: float, steps: int) -> tuple[np.ndarray, dict[str, float]]:
+    """The two curves [curve, fraction], and what comes of them. scores: of the rows of `_left`; whole: with all cells."""
     deletion, insertion, without, alone = np.split(scores, np.cumsum([steps + 1, steps + 1, len(TOP)]))
+    areas = [float(np.trapezoid(curve, dx=1 / steps)) for curve in (deletion, insertion)]
     measures = {
-        "deletion": float(np.trapezoid(deletion, dx=1 / steps)),
-        "insertion": float(np.trapezoid(insertion, dx=1 / steps)),
-        "comprehensiveness": attribution.score - float(without.mean()),
-        "sufficiency": attribution.score - float(alone.mean()),
+        "gain": areas[1] - areas[0],
+        "deletion": areas[0],
+        "insertion": areas[1],
+        "comprehensiveness": whole - float(without.mean()),
+        "sufficiency": whole - float(alone.mean()),
     }
     return np.stack([deletion, insertion]), measures
 
@@ -192,20 +224,20 @@ def _sensitivity(kind: str, heat: np.ndarray, shaken: list[np.ndarray], draw: np
     return max(float(np.linalg.norm(other - heat)) for other in others) / max(float(np.linalg.norm(heat)), 1e-30)
 
 
-def _summary(table: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, bool]]:
-    rows, beats = [], {}
+def _summary(table: pd.DataFrame) -> pd.DataFrame:
+    rows = []
     own = table[table["map"] == "own"].iloc[0]
     for measure, sign in MEASURES.items():
         if measure not in table:
             continue
         row: dict[str, Any] = {"measure": measure, "value": float(own[measure])}
-        for kind in CONTROLS:
-            found = table.loc[table["map"] == kind, measure]
-            row |= {kind: found.mean(), f"{kind} low": found.quantile(0.025), f"{kind} high": found.quantile(0.975)}
-            if kind == "random":
-                beats[measure] = bool((sign * (own[measure] - found) > 0).mean() >= 0.95)
+        for kind, found in table.groupby("map", sort=False)[measure]:
+            if kind != "own":
+                row |= {kind: found.mean(), f"{kind} low": found.quantile(0.025), f"{kind} high": found.quantile(0.975)}
+        random = table.loc[table["map"] == "random", measure]
+        row["p"] = (1 + int((sign * (random - own[measure]) >= 0).sum())) / (1 + len(random))
         rows.append(row)
-    return pd.DataFrame(rows).set_index("measure"), beats
+    return pd.DataFrame(rows).set_index("measure")
 
 
 def _bounds(curves: dict[str, list[np.ndarray]], steps: int) -> xr.DataArray:

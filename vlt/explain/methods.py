@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -31,12 +32,14 @@ class _Told:
         self.done += n
         self.tell(self.done, self.total)
 
+    def close(self) -> None: ...
+
 
 @dataclasses.dataclass
 class Task:
     """One attribution under way. value, baseline [1, ...] at the stage. cells [1, ...] int64: the number of the cell that
-    each place belongs to; cells are changed as one. options: the method's own; each takes out what it knows. smooth: see
-    `smoothed`. backwards: passes of gradients so far."""
+    each place belongs to; cells are changed as one. options: the method's own; what it chose by itself, it adds. smooth:
+    see `smoothed`. backwards: passes of gradients so far."""
 
     scorer: Scorer
     value: Tensor
@@ -60,13 +63,6 @@ class Task:
     def n_cells(self) -> int:
         return int(self.cells.max()) + 1
 
-    def count(self, name: str, default: int) -> int:
-        """An option that counts something."""
-        n = self.options.pop(name, default)
-        if not isinstance(n, int) or isinstance(n, bool) or n < 1:
-            raise VltError(f"{name} = {n!r}; expected a whole number from 1 on")
-        return n
-
     def leaf(self) -> Tensor:
         return self.value.detach().clone().requires_grad_()
 
@@ -79,11 +75,15 @@ class Task:
     def bar(self, total: int) -> Iterator[None]:
         """Shows how many of `total` rows have been scored, and how long the rest will take."""
         if callable(self.progress):
-            self.scorer.bar = _Told(self.progress, total)
+            bar: Any = _Told(self.progress, total)
+        else:
+            bar = tqdm(total=total, desc="attribution", unit="row", disable=not self.progress, leave=False)
+        self.scorer.bar, before = bar, self.scorer.bar
+        try:
             yield
-            return
-        with tqdm(total=total, desc="attribution", unit="row", disable=not self.progress, leave=False) as self.scorer.bar:
-            yield
+        finally:
+            self.scorer.bar = before
+            bar.close()
 
 
 def cells(axes: list[Axis], value: Tensor, sizes: Mapping[str, int]) -> Tensor:
@@ -101,6 +101,19 @@ def cells(axes: list[Axis], value: Tensor, sizes: Mapping[str, int]) -> Tensor:
         along = (torch.arange(axis.size) // size).view([-1 if j == i + 1 else 1 for j in range(value.ndim)])
         number = number * (int(along.max()) + 1) + along
     return number.expand(value.shape).contiguous().to(value.device)
+
+
+def check_options(method: Callable[..., Tensor], options: Mapping[str, Any]) -> None:
+    """Refuses what a method does not take, before anything is run."""
+    known = list(inspect.signature(method).parameters)[1:]
+    for name, value in options.items():
+        if name not in known:
+            has = f"it has {', '.join(known)}" if known else "it has none"
+            raise VltError(f"{method.__name__} has no option {name!r}; {has}")
+        if name.startswith("n_") and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+            raise VltError(f"{name} = {value!r}; expected a whole number from 1 on")
+        if name == "deviation" and (isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf):
+            raise VltError(f"deviation = {value!r}; expected a number above 0")
 
 
 # ---------------------------------------------------------------------- gradients
@@ -142,47 +155,55 @@ def _gradient(task: Task, kind: Any) -> Tensor:
     return _places(task, out.detach())
 
 
-def integrated_gradients(task: Task) -> Tensor:
+def integrated_gradients(task: Task, n_steps: int | None = None) -> Tensor:
     """Gradients along the line from the baseline, times its length (Sundararajan et al., arXiv 1703.01365). n_steps: on
-    the line (32)."""
-    steps = task.count("n_steps", 32)
-    with torch.enable_grad(), task.bar(steps):
-        method = captum.attr.IntegratedGradients(task.scorer)
-        out = method.attribute(task.leaf(), task.baseline, n_steps=steps, internal_batch_size=task.scorer.batch)
-    task.backwards += steps
-    return _places(task, out.detach())
+    the line; by default 32, doubled up to 512 until the heat's sum is what it should be (see `missed`)."""
+    steps = n_steps or 32
+    method = captum.attr.IntegratedGradients(task.scorer)
+    brings = 0.0 if n_steps else float(torch.sub(*task.scorer(torch.cat([task.value, task.baseline]))))
+    while True:
+        with torch.enable_grad(), task.bar(steps):
+            out = method.attribute(task.leaf(), task.baseline, n_steps=steps, internal_batch_size=task.scorer.batch).detach()
+        task.backwards += steps
+        if n_steps or steps >= 512 or not missed(float(out.double().sum()) - brings, brings):
+            task.options["n_steps"] = steps
+            return _places(task, out)
+        steps *= 2
 
 
-def smoothgrad(task: Task) -> Tensor:
-    """Size of the mean gradient under noise (Smilkov et al., arXiv 1706.03825). Unsigned. n_samples (25); deviation: of
-    the noise, in root mean squares of what the values differ from the baseline by (0.1)."""
-    count, deviation = task.count("n_samples", 25), float(task.options.pop("deviation", 0.1))
+def missed(error: float, brings: float) -> bool:
+    """Is the heat's sum wrong by more than a tenth of what all places bring, and more than 0.05 nats?"""
+    return abs(error) > max(0.1 * abs(brings), 0.05)
+
+
+def smoothgrad(task: Task, n_samples: int = 25, deviation: float = 0.1) -> Tensor:
+    """Size of the mean gradient under noise (Smilkov et al., arXiv 1706.03825). Unsigned. deviation: of the noise, in root
+    mean squares of what the values differ from the baseline by."""
     total = torch.zeros_like(task.value)
-    with torch.enable_grad(), task.bar(count):
+    with torch.enable_grad(), task.bar(n_samples):
         method = captum.attr.NoiseTunnel(captum.attr.Saliency(task.scorer))
         noise = deviation * float((task.value - task.baseline).square().mean().sqrt())
-        for _ in range(count):  # one by one: noise that is drawn for several at once would hang on their number
+        for _ in range(n_samples):  # one by one: noise that is drawn for several at once would hang on their number
             total += method.attribute(task.leaf(), nt_type="smoothgrad", stdevs=noise, nt_samples=1, abs=False).detach()
-    task.backwards += count
-    return _places(task, total.abs() / count)
+    task.backwards += n_samples
+    return _places(task, total.abs() / n_samples)
 
 
-def gradient_shap(task: Task) -> Tensor:
-    """Expected gradients: integrated ones at random places of the line (Lundberg and Lee, arXiv 1705.07874). n_samples
-    (25). The nearest to DeepLIFT here: captum's needs every non-linearity to be a module, and attention's is none."""
-    count = task.count("n_samples", 25)
+def gradient_shap(task: Task, n_samples: int = 25) -> Tensor:
+    """Expected gradients: integrated ones at random places of the line (Lundberg and Lee, arXiv 1705.07874). The nearest to
+    DeepLIFT here: captum's needs every non-linearity to be a module, and attention's is none."""
     total = torch.zeros_like(task.value)
-    with torch.enable_grad(), task.bar(count):
+    with torch.enable_grad(), task.bar(n_samples):
         method = captum.attr.GradientShap(task.scorer)
-        for size in task.batches(count):
+        for size in task.batches(n_samples):
             total += method.attribute(task.leaf(), task.baseline, n_samples=size).detach() * size
-    task.backwards += count
-    return _places(task, total / count)
+    task.backwards += n_samples
+    return _places(task, total / n_samples)
 
 
 def grad_cam(task: Task) -> Tensor:
     """Grad-CAM (Selvaraju et al., arXiv 1610.02391): a place's numbers, weighted by their gradients' mean over the places
-    of one frame or segment, where above 0. Unsigned."""
+    of the same frame, or over all segments or queries, where above 0. Unsigned."""
     if len(task.widths) != 1 or task.scorer.at in ("frames", "spectrograms"):
         raise VltError(f"grad_cam needs a stage of features, such as 'patches' or 'frame_tokens'; got {task.scorer.at!r}")
     (width,) = task.widths
@@ -190,9 +211,13 @@ def grad_cam(task: Task) -> Tensor:
         x = task.leaf()
         (slope,) = torch.autograd.grad(task.scorer(x).sum(), x)
     task.backwards += 1
-    first = 2 if x.ndim == 4 else 1  # each frame is a picture of its own
-    weight = slope.mean(dim=[i for i in range(first, x.ndim) if i != width], keepdim=True)
-    return (weight * x.detach()).sum(dim=width).clamp(min=0)[0]
+    if task.scorer.at == "frame_tokens":  # a frame's queries stand side by side
+        n_frames = task.scorer.run.axes_of("image_queries")[0].size
+        slope = slope.unflatten(1, (n_frames, -1)).mean(2).repeat_interleave(x.shape[1] // n_frames, dim=1)
+    else:
+        first = 2 if x.ndim == 4 else 1  # each frame is a picture of its own
+        slope = slope.mean(dim=[i for i in range(first, x.ndim) if i != width], keepdim=True)
+    return (slope * x.detach()).sum(dim=width).clamp(min=0)[0]
 
 
 def _places(task: Task, x: Tensor) -> Tensor:
@@ -203,10 +228,10 @@ def _places(task: Task, x: Tensor) -> Tensor:
 # ---------------------------------------------------------------------- taking away
 
 
-def occlusion(task: Task) -> Tensor:
+def occlusion(task: Task, stride: Mapping[str, int] | None = None) -> Tensor:
     """What is lost when a window is as in the baseline, the windows that cover a place averaged (Zeiler and Fergus, arXiv
     1311.2901). Windows are as large as cells. stride: axis -> step (half a cell)."""
-    strides = dict(task.options.pop("stride", {}))
+    strides = dict(stride or {})
     if unknown := set(strides) - {axis.name for axis in task.axes}:
         raise VltError(f"stride: {task.scorer.at!r} has no axis {unknown.pop()!r}")
     window, step = [], []
@@ -239,17 +264,15 @@ def ablation(task: Task) -> Tensor:
     return _by_cell(task, captum.attr.FeatureAblation, 1 + task.n_cells)
 
 
-def shapley_sampling(task: Task) -> Tensor:
-    """Shapley values: what a cell adds, over random orders in which cells come in (Castro et al. 2009). n_samples: orders
-    (25)."""
-    orders = task.count("n_samples", 25)
-    return _by_cell(task, captum.attr.ShapleyValueSampling, 1 + orders * task.n_cells, n_samples=orders)
+def shapley_sampling(task: Task, n_samples: int = 25) -> Tensor:
+    """Shapley values: what a cell adds, over random orders in which cells come in (Castro et al. 2009). n_samples: orders."""
+    return _by_cell(task, captum.attr.ShapleyValueSampling, 1 + n_samples * task.n_cells, n_samples=n_samples)
 
 
-def kernel_shap(task: Task) -> Tensor:
+def kernel_shap(task: Task, n_samples: int | None = None) -> Tensor:
     """Shapley values by weighted regression on random sets of cells (Lundberg and Lee, arXiv 1705.07874). n_samples: sets
     (by default 8 times the cells, 200 at least)."""
-    count = task.count("n_samples", max(200, 8 * task.n_cells))
+    count = task.options["n_samples"] = n_samples or max(200, 8 * task.n_cells)
     return _by_cell(task, captum.attr.KernelShap, count, n_samples=count)
 
 

@@ -35,9 +35,13 @@ WIDTHS = ("channel", "vision_width", "qformer_width", "audio_qformer_width", "jo
 
 def scorer(run: Trace, at: str, target: Target = "answer", batch: int = 16) -> Scorer:
     """The scorer of a stage, or of "parts"."""
+    check_place(at)
+    return (Parts if at == PARTS else Scorer)(run, at, target, batch)
+
+
+def check_place(at: str) -> None:
     if at not in PLACES:
         raise VltError(f"attribution at {at!r}; {nearest(at, PLACES)}; it can be at {', '.join(PLACES)}")
-    return (Parts if at == PARTS else Scorer)(run, at, target, batch)
 
 
 def replaced(run: Trace, values: Mapping[str, Tensor]) -> Trace:
@@ -77,11 +81,13 @@ class Scorer:
             self._shared = beside(run, [at]) if at in ENCODERS else {}
 
     def _value(self) -> Tensor:
-        return self.run.stage(self.at)
+        value = self.run.stage(self.at)
+        return value[:, : self.run.row.begin] if self.at == "prefix" else value  # the answer's words are given, not asked
 
     @property
     def axes(self) -> list[Axis]:
-        return self.run.axes_of(self.at)
+        axes = self.run.axes_of(self.at)
+        return [self.run.asked, axes[1]] if self.at == "prefix" else axes
 
     def __call__(self, x: Tensor) -> Tensor:
         step = len(x) if torch.is_grad_enabled() and x.requires_grad else self.batch
@@ -97,7 +103,9 @@ class Scorer:
     def _rows(self, x: Tensor) -> list[Row]:
         own = self.run.row
         if self.at == "prefix":
-            return [Row(replaced(self.run, self._shared), own.ids, given=each, known=own.axis) for each in x]
+            said = self.run.stage("prefix")[0, own.begin :].to(x)
+            whole = [torch.cat([each, said]) for each in x]
+            return [Row(replaced(self.run, self._shared), own.ids, given=each, known=own.axis) for each in whole]
         at = self.at
         if not (torch.is_grad_enabled() and x.requires_grad) and self._apart:
             at, x = ENCODED[at], self._encoded(x)
@@ -150,8 +158,8 @@ class Scorer:
         branch = stages.branch(self.at)
         if branch is not None:
             return self._emptied([branch]).stage(self.at)
-        out = self._emptied(list(self.run.prompt.branches)).stage("prefix").clone()
-        out[:, torch.as_tensor(self.run.tokens.find("text"), device=out.device)] = self._mean_word().to(out)
+        out = self._emptied(list(self.run.prompt.branches)).stage("prefix")[:, : self.run.row.begin].clone()
+        out[:, torch.as_tensor(self.run.asked.find("text"), device=out.device)] = self._mean_word().to(out)
         return out
 
     def _emptied(self, branches: Sequence[str]) -> Trace:

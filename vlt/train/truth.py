@@ -17,8 +17,8 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from vlt.errors import VltError, nearest
-from vlt.explain.attribution import Attribution, attribute
-from vlt.explain.faithfulness import faithfulness
+from vlt.explain.attribution import COMPLETE, Attribution, attribute
+from vlt.explain.faithfulness import ENOUGH, LEVEL, check_controls, faithfulness
 from vlt.inputs.clip import Clip
 from vlt.model.video_llama import VideoLlama
 from vlt.probe import edits
@@ -30,6 +30,10 @@ from vlt.train.world import Scene
 LOOK, LISTEN = ("shape", "colour", "motion"), ("hear", "source")
 # A cell of the grid on which maps are judged is of the cause where the object covers so much of it.
 COVERED = 0.25
+
+
+# Methods whose heat on pictures is in the same units as that on sound: nats, or shares of what the answer was read from.
+COMPARABLE = (*COMPLETE, "gradient_x_input", "rollout", "relevance")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +92,8 @@ class Case:
 
 
 def cases(model: VideoLlama, scenes: Sequence[Scene], folder: Path) -> Iterator[Case]:
-    """Of each scene one question of every kind, where the answer is right; every seventh scene is looked at thoroughly."""
+    """Of each scene one question of every kind, where the answer is right, and would be another of the other thing (two
+    things may move alike); every seventh scene is looked at thoroughly."""
     strangers = box.newborn(0).eval().requires_grad_(False)
     nn.Module.to(strangers, model.device)
     for i, made in enumerate(scenes):
@@ -100,7 +105,8 @@ def cases(model: VideoLlama, scenes: Sequence[Scene], folder: Path) -> Iterator[
         asked += [t for t in talk.heard(made) if t.kind in LISTEN]
         for t in asked:
             run = trace(model, clip, t.question)
-            if run.answer.text != t.answer:
+            word, rather = _words(t.kind, made, thing)
+            if run.answer.text != t.answer or word == rather:
                 continue
             yield from _with_controls(strangers, scenes, i, t, thing, run, thorough=i % 7 == 0)
 
@@ -202,66 +208,79 @@ def judge(grid: np.ndarray, cause: np.ndarray) -> dict[str, float]:
 
 
 def compare(
-    model: VideoLlama, clips: int, seed: int = 1000, ways: Sequence[str] = (), controls: int = 3, quiet: bool = False
+    model: VideoLlama, clips: int, seed: int = 1000, ways: Sequence[str] = (), controls: int = ENOUGH, quiet: bool = False
 ) -> pd.DataFrame:
     """A row for every kind of question, what is explained and way: n maps; the means of `judge`, "x low" and "x high" their
-    95 % intervals (Wilson's of pointing, normal ones else); deletion and insertion less the mean of `controls` random
-    maps' (below 0 and above 0 where the map is true), and the share of maps that beat them (controls 0: not measured);
-    forwards and backwards of the language model and seconds, of one map; share: of the control "other branch", how much of
-    what the maps of both branches come to (their sums) is on the branch that was not asked about.
+    95 % intervals (Wilson's of pointing, normal ones else); deletion, insertion and gain less the mean of `controls` random
+    maps', and beats: the share of the tested maps that are true by `vlt.faithfulness` (of maps that know nothing 0.05;
+    controls 0: not measured); error: the median of |what the heat's sum misses| / |what all places bring|, where a method
+    promises completeness; forwards and backwards of the language model and seconds, of one map; share: of the control
+    "other branch", how much of all heat, without its sign, is on the branch that was not asked about (of methods whose
+    heat on both can be compared).
 
     Of every clip, with two objects and one sound, one question of every kind, where the model answers rightly; of every
     seventh clip faithfulness and the controls too. ways: of `WAYS`, by default all. Interrupted (Ctrl-C), it returns what
     is done.
     """
     evaluate.check_seed(seed)
-    if controls < 0 or controls == 1:
-        raise VltError(f"controls: {controls} random maps; needed are 2 at least, or 0 to measure no faithfulness")
+    if controls:
+        check_controls(controls)
     if unknown := [way for way in ways if way not in WAYS]:
         raise VltError(f"no way {unknown[0]!r}; {nearest(unknown[0], WAYS)}")
     scenes = list(world.scenes(seed, clips, n_things=2, n_sounds=1))
     rows: list[dict[str, Any]] = []
-    asked: dict[str, float] = {}
+    kept = Kept()
     with tempfile.TemporaryDirectory() as folder:
         for i, made in enumerate(scenes):
             world.write(made, Path(folder) / f"{i}.mp4", silence=True)
         bar = tqdm(cases(model, scenes, Path(folder)), desc="explaining", disable=quiet, unit="case")
         with contextlib.suppress(KeyboardInterrupt):  # what is done by then is told: the table says of how many maps
             for case in bar:
-                rows += [row for way in ways or WAYS for row in _judged(case, way, controls, asked)]
+                rows += [row for way in ways or WAYS for row in _judged(case, way, controls, kept)]
     if not rows:
         raise VltError("no question was answered rightly: there is nothing to explain")
     return _table(pd.DataFrame(rows))
 
 
-def _judged(case: Case, way: str, controls: int, asked: dict[str, float]) -> list[dict[str, Any]]:
-    """asked: what each way's map on the branch that the question is about came to, for the control that follows it."""
-    if case.control == "model":
-        asked.pop(way, None)
+@dataclasses.dataclass
+class Kept:
+    """From one explanation to the next. asked: how much heat each way's map has on the branch that the question is about,
+    for the control that follows it. scores: of what `vlt.faithfulness` left in, of one run, by stage, target and cells."""
+
+    run: Trace | None = None
+    asked: dict[str, float] = dataclasses.field(default_factory=dict)
+    scores: dict[Any, dict[bytes, float]] = dataclasses.field(default_factory=dict)
+
+
+def _judged(case: Case, way: str, controls: int, kept: Kept) -> list[dict[str, Any]]:
+    if case.control == "model" and kept.run is not case.run:
+        kept.run, kept.asked, kept.scores = case.run, {}, {}
     how = WAYS[way]
     where = how.look if case.branch == "video" else how.listen
-    if where is None or (how.rather and (case.word == case.rather or case.control == "other branch")):
+    if where is None:
         return []
     target: Any = (case.word, case.rather) if how.rather else case.word
     found = attribute(case.run, where[0], how.method, target, progress=False, batch=32, **where[1])
     told = {"question": case.kind, "explained": case.control, "way": way}
     cost = {"forwards": found.forwards, "backwards": found.backwards, "seconds": found.seconds}
-    brings = abs(float(found.heat.sum()))
+    heat = float(abs(found.heat).sum())
     if case.control == "model":
-        asked[way] = brings
-    elif case.control == "other branch" and way in asked:
-        cost["share"] = brings / max(brings + asked[way], 1e-30)
-    return [told | judge(on_grid(found.heat.values, case.cause), case.cause) | cost | _faithful(case, found, controls)]
+        kept.asked[way] = heat
+        if found.error == found.error:
+            cost["error"] = abs(found.error) / max(abs(found.score - found.score_without), 1e-30)
+        cells = (where[0], str(target), str(where[1].get("cells")))
+        cost |= _faithful(case, found, controls, kept.scores.setdefault(cells, {}))
+    elif case.control == "other branch" and how.method in COMPARABLE and way in kept.asked:
+        cost["share"] = heat / max(heat + kept.asked[way], 1e-30)
+    return [told | judge(on_grid(found.heat.values, case.cause), case.cause) | cost]
 
 
-def _faithful(case: Case, found: Attribution, controls: int) -> dict[str, float]:
-    if case.control != "model" or not case.thorough or not controls:
+def _faithful(case: Case, found: Attribution, controls: int, known: dict[bytes, float]) -> dict[str, float]:
+    if not case.thorough or not controls:
         return {}
-    table = faithfulness(found, steps=5, controls=controls, progress=False)
-    out: dict[str, float] = {}
-    for measure in ("deletion", "insertion"):
-        out[measure] = float(table.table["value"][measure] - table.table["random"][measure])
-    return out | {"beats": float(table.true)}
+    true = faithfulness(found, steps=5, controls=controls, shifted=False, progress=False, known=known)
+    less = true.table["value"] - true.table["random"]
+    return {measure: float(less[measure]) for measure in ("deletion", "insertion", "gain")} | {"beats": float(true.true)}
 
 
 def _table(rows: pd.DataFrame) -> pd.DataFrame:
@@ -273,10 +292,12 @@ def _table(rows: pd.DataFrame) -> pd.DataFrame:
             values = group[measure].dropna()
             if values.empty:
                 continue
-            row[measure] = float(values.mean())
+            row[measure] = float(values.median() if measure == "error" else values.mean())
+            if measure == "beats":
+                row["tested"] = len(values)
             if measure == "pointing":
                 row["pointing low"], row["pointing high"] = evaluate.wilson(row[measure] * len(values), len(values))
-            elif measure in ("mass", "rank", "deletion", "insertion"):
+            elif measure in ("mass", "rank", "deletion", "insertion", "gain"):
                 half = 1.96 * float(values.std(ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.nan
                 row |= {f"{measure} low": row[measure] - half, f"{measure} high": row[measure] + half}
         out.append(row)
@@ -284,9 +305,9 @@ def _table(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def markdown(table: pd.DataFrame) -> str:
-    """Two tables as text. How often each way points at the cause, by kind of question, what share of its maps beats random
-    ones, and its cost; then the controls, all kinds of question together, and what share of all heat lies on the branch
-    that was not asked about."""
+    """Two tables as text. How often each way points at the cause, by kind of question, what share of its maps is true by
+    `vlt.faithfulness`, and its cost; then the controls, all kinds of question together, and what share of all heat lies on
+    the branch that was not asked about, when asked to look and to listen."""
     own = table[table["explained"] == "model"]
     kinds, ways = list(dict.fromkeys(own["question"])), list(dict.fromkeys(own["way"]))
     lines = []
@@ -297,14 +318,16 @@ def markdown(table: pd.DataFrame) -> str:
         cost = [f"{rows[name].mean():.0f}" for name in ("forwards", "backwards")]
         lines.append([way, *cells, f"{rows['rank'].mean():.2f}", *beats, *cost, f"{rows['seconds'].mean():.1f}"])
     by_kind = own.groupby("question", sort=False)
-    lines.append(["*chance*", *(f"{by_kind['chance'].mean()[k]:.2f}" for k in kinds), "0.50"])
-    lines[-1] += [""] * (len(lines[0]) - len(lines[-1]))
-    told = ["beats random"] if "beats" in own else []
+    told = ["true"] if "beats" in own else []
+    nothing = [f"{by_kind['chance'].mean()[k]:.2f}" for k in kinds]
+    lines.append(["*chance*", *nothing, "0.50", *([f"{LEVEL}"] if told else []), "", "", ""])
     head = ["way", *(f"{k} (n {int(by_kind['n'].max()[k])})" for k in kinds), "rank", *told, "forwards", "backwards", "seconds"]
     out = evaluate.as_table(head, lines)
     rest = table[table["explained"] != "model"]
-    if rest.empty:
-        return out
+    return out if rest.empty else f"{out}\n\n{_controls(rest, ways)}"
+
+
+def _controls(rest: pd.DataFrame, ways: Sequence[str]) -> str:
     controls = list(dict.fromkeys(rest["explained"]))
     lines = []
     for way in ways:
@@ -313,8 +336,10 @@ def markdown(table: pd.DataFrame) -> str:
         for control in controls:
             mine = rows[rows["explained"] == control]
             cells.append(f"{np.average(mine['pointing'], weights=mine['n']):.2f}" if len(mine) else "-")
-        shares = rows["share"].dropna() if "share" in rows else []
-        lines.append([way, *cells, f"{np.mean(shares):.2f}" if len(shares) else "-"])
+        for kinds in (LOOK, LISTEN):
+            shares = rows.loc[rows["question"].isin(kinds), "share"].dropna() if "share" in rows else []
+            cells.append(f"{np.mean(shares):.2f}" if len(shares) else "-")
+        lines.append([way, *cells])
     nothing = [rest[rest["explained"] == control] for control in controls]
-    lines.append(["*chance*", *(f"{np.average(mine['chance'], weights=mine['n']):.2f}" for mine in nothing), ""])
-    return f"{out}\n\n{evaluate.as_table(['way', *controls, 'share of the other branch'], lines)}"
+    lines.append(["*chance*", *(f"{np.average(mine['chance'], weights=mine['n']):.2f}" for mine in nothing), "", ""])
+    return evaluate.as_table(["way", *controls, "heat on sound, looking", "heat on pictures, listening"], lines)
