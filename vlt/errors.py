@@ -22,6 +22,21 @@ def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
     return f"nearest: {', '.join(close)}" if close else f"known: {', '.join(known)}"
 
 
+def check_type(value: object, kind: type | tuple[type, ...], what: str) -> None:
+    """Refuses what is of another kind; most often two arguments are in the wrong order."""
+    kinds = kind if isinstance(kind, tuple) else (kind,)
+    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+        raise VltError(f"{what}: expected {' or '.join(k.__name__ for k in kinds)}, got {type(value).__name__}")
+
+
+def texts(value: object, what: str) -> list[str]:
+    """One text or several, as a list."""
+    found: list[Any] = [value] if isinstance(value, str) else list(value) if isinstance(value, Iterable) else [None]
+    if not all(isinstance(text, str) for text in found):
+        raise VltError(f"{what}: expected a text, or a list of texts, got {value!r}")
+    return found
+
+
 def first_line(error: BaseException) -> str:
     """The first line of what another library says, or its kind where it says nothing."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

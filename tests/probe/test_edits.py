@@ -101,6 +101,20 @@ def test_noise(bell: Trace) -> None:
     assert not np.allclose(same[0], same[2])
 
 
+def test_noise_is_drawn_anew_for_every_place(bell: Trace) -> None:
+    """An edit of several places adds to each its own: what one layer adds must not stand out of all."""
+    names = ("image_qformer.0", "image_qformer.1")
+    shapes = [bell.reading(name)[0].shape for name in names]
+    assert shapes[0] == shapes[1]
+    drawn = {}
+    for name in names:
+        plain = bell.reading(name)[0]
+        changed = bell.edited(edits.noise(name, seed=5), answer=bell.answer.text)
+        added = changed.reading(name)[0] - plain
+        drawn[name] = (added / added.std()).flatten()
+    assert abs(float((drawn[names[0]] * drawn[names[1]]).mean())) < 0.05
+
+
 def test_mean_and_resample(bell: Trace, buzz: Trace) -> None:
     hum = shipped("hum")
     others = [read(buzz, "audio_queries"), read(trace(bell.model, hum, QUESTION), "audio_queries")]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+import vlt
 from tests.conftest import byte_tokenizer
 from tests.probe.conftest import ATTENTIONS, PLACES, QUESTION, everything_eager, shipped
 from vlt import edits
@@ -345,6 +348,35 @@ def test_edits_come_behind_those_in_force(bell: Trace) -> None:
     np.testing.assert_allclose(value[2], plain[2] * 3, rtol=1e-5)
     assert len(second.edits) == 2
     assert second.parent is bell
+
+
+def test_arguments_of_another_kind_are_refused(bell: Trace) -> None:
+    """Most often two are in the wrong order."""
+    clip, model = bell.clip, bell.model
+    wrong: list[tuple[Callable[..., Any], tuple[Any, ...], str]] = [
+        (vlt.trace, (clip, model, "What?"), r"the model of vlt.trace\(model, clip, question\): expected VideoLlama, got Clip"),
+        (vlt.trace, (model, clip, 3), "the question of .* expected str, got int"),
+        (vlt.sweep, (clip, {"deaf": vlt.edits.mute()}), "the run of .* expected Trace, got Clip"),
+        (vlt.path, (clip,), "the run of .* expected Trace, got Clip"),
+        (vlt.interaction, (clip,), "the run of .* expected Trace, got Clip"),
+        (vlt.attribute, (clip,), "the run of .* expected Trace, got Clip"),
+        (vlt.attribute, (bell, 3), "a stage: expected str, got int"),
+        (vlt.faithfulness, (bell,), "expected Attribution, got Trace"),
+        (vlt.Probe, (clip, model), "the model of .* expected VideoLlama, got Clip"),
+        (vlt.load, (3,), "the name of a model: expected str or Path, got int"),
+        (bell.attention, (3,), "the name of a stage or a place: expected str, got int"),
+        (bell.__getitem__, (3,), "the name of a stage or a place: expected str, got int"),
+        (bell.score, (3,), "an answer: expected a text, or a list of texts, got 3"),
+    ]
+    for function, arguments, message in wrong:
+        with pytest.raises(VltError, match=message):
+            function(*arguments)
+    with pytest.raises(VltError, match="a candidate: expected a text"):
+        vlt.sweep(bell, {"deaf": vlt.edits.mute()}, candidates=[3])  # type: ignore[list-item]
+    with pytest.raises(VltError, match="frames of 0 pixels were asked for"):
+        clip.frames(size=0)
+    with pytest.raises(VltError, match="a seed a number; got"):
+        model.answer(clip, "What?", sample=True, seed="x")
 
 
 def test_how_often_edits_fired_is_told(bell: Trace) -> None:

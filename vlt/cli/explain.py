@@ -45,12 +45,9 @@ def explain(
 ) -> None:
     """Which of what it saw, heard and read made it say that: heat, and how true of the model that is."""
     out = out.absolute()
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise VltError(f"{out}: exists, and is not an empty folder; give a new one")
-    if not out.parent.is_dir() or not os.access(out.parent, os.W_OK):
-        raise VltError(f"{out.parent}: is no folder that can be written in")
+    _check_folder(out)
     from vlt.explain.attribution import attribute
-    from vlt.explain.faithfulness import check_controls, faithfulness
+    from vlt.explain.faithfulness import check_controls
     from vlt.explain.scorer import check_place
     from vlt.inputs.clip import Clip
     from vlt.model.load import load
@@ -71,14 +68,7 @@ def explain(
     for place in places:
         blur = smooth if place in pictures else 0.0
         heat = attribute(run, place, method, wanted, baseline=baseline, smooth=blur, seed=seed, batch=batch)
-        truth, whole = None, {str(name): size for name, size in list(heat.heat.sizes.items())[1:]}
-        if controls:
-            truth = faithfulness(heat, controls=controls, seed=seed)
-        row = _row(heat, truth)
-        if controls and whole:  # a map can be true of segments, and not of the mel cells in them
-            again = faithfulness(heat, cells=whole, controls=controls, shifted=False, seed=seed)
-            row[f"p of whole {heat.heat.dims[0]}s"] = float(again.table["p"]["gain"])
-        found.append((heat, truth, row))
+        found.append((heat, *_measured(heat, controls, seed)))
     out.mkdir(exist_ok=True)
     for heat, truth, _ in found:
         _write(out, heat, truth)
@@ -87,6 +77,28 @@ def explain(
     write_whole(out / "explanation.json", json.dumps(told, indent=1, ensure_ascii=False) + "\n")
     _print(run.answer.text, rows)
     terminal.out.print(f"{out}: figures and numbers", highlight=False, markup=False, soft_wrap=True)
+
+
+def _check_folder(out: Path) -> None:
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise VltError(f"{out}: exists, and is not an empty folder; give a new one")
+    if not out.parent.is_dir() or not os.access(out.parent, os.W_OK):
+        raise VltError(f"{out.parent}: is no folder that can be written in")
+
+
+def _measured(heat: Attribution, controls: int, seed: int) -> tuple[Faithfulness | None, dict[str, Any]]:
+    """How true it is, if that is asked for, and all that is told of it."""
+    if not controls:
+        return None, _row(heat, None)
+    from vlt.explain.faithfulness import faithfulness
+
+    truth = faithfulness(heat, controls=controls, seed=seed)
+    row = _row(heat, truth)
+    if whole := {str(name): size for name, size in list(heat.heat.sizes.items())[1:]}:
+        # a map can be true of segments, and not of the mel cells in them
+        again = faithfulness(heat, cells=whole, controls=controls, shifted=False, seed=seed)
+        row[f"p of whole {heat.heat.dims[0]}s"] = float(again.table["p"]["gain"])
+    return truth, row
 
 
 def _write(out: Path, heat: Attribution, truth: Faithfulness | None) -> None:

@@ -12,7 +12,7 @@ import torch
 import xarray as xr
 from tqdm.auto import tqdm
 
-from vlt.errors import VltError
+from vlt.errors import VltError, check_type
 from vlt.explain import methods
 from vlt.explain.attribution import READ_ATTENTION, Attribution, heat_of
 from vlt.explain.methods import Task
@@ -90,6 +90,7 @@ def faithfulness(
 
     Raises `VltError` for fewer than 4 cells or 19 controls, and where sensitivity cannot be measured.
     """
+    check_type(attribution, Attribution, "what vlt.faithfulness measures")
     task = attribution.task
     if cells is not None:
         task = dataclasses.replace(task, cells=methods.cells(task.axes, task.value, cells))
@@ -127,6 +128,7 @@ def faithfulness(
 
 
 def check_controls(controls: int) -> None:
+    check_type(controls, int, "a number of controls")
     if controls < ENOUGH:
         raise VltError(f"controls: {controls} random maps; with fewer than {ENOUGH} no map can be told from chance at {LEVEL}")
 

@@ -15,7 +15,7 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from vlt.errors import VltError, nearest
+from vlt.errors import VltError, check_type, nearest
 from vlt.explain.scorer import WIDTHS, Scorer
 from vlt.probe.axes import Axis
 
@@ -88,6 +88,7 @@ class Task:
 
 def cells(axes: list[Axis], value: Tensor, sizes: Mapping[str, int]) -> Tensor:
     """Numbers the places that go together, from 0 without gaps: `sizes` of them side by side along each axis."""
+    check_type(sizes, Mapping, "cells = {axis: places}")
     names = [axis.name for axis in axes if axis.name not in WIDTHS]
     if unknown := set(sizes) - set(names):
         raise VltError(f"cells: no axis {unknown.pop()!r}; {nearest('', names)}")

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from vlt.errors import VltError, nearest
+from vlt.errors import VltError, check_type, nearest
 from vlt.model import stages
 from vlt.probe import edits, language
 from vlt.probe.axes import Axis
@@ -35,11 +35,13 @@ WIDTHS = ("channel", "vision_width", "qformer_width", "audio_qformer_width", "jo
 
 def scorer(run: Trace, at: str, target: Target = "answer", batch: int = 16) -> Scorer:
     """The scorer of a stage, or of "parts"."""
+    check_type(run, Trace, "the run of an attribution")
     check_place(at)
     return (Parts if at == PARTS else Scorer)(run, at, target, batch)
 
 
 def check_place(at: str) -> None:
+    check_type(at, str, "a stage")
     if at not in PLACES:
         raise VltError(f"attribution at {at!r}; {nearest(at, PLACES)}; it can be at {', '.join(PLACES)}")
 

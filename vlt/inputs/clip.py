@@ -94,6 +94,8 @@ class Clip:
         """The sampled frames as bytes, resized; `reader` as in `read_frames`. indices: these
         frames instead of `n_frames` sampled ones."""
         sampled = self.frame_indices(n_frames)  # also where indices are given: sound only is refused
+        if not isinstance(size, int) or isinstance(size, bool) or not 1 <= size <= 4096:
+            raise VltError(f"{self.path}: frames of {size!r} pixels were asked for; expected 1 to 4096")
         indices = sampled if indices is None else np.asarray(indices)
         if indices.ndim != 1 or not np.issubdtype(indices.dtype, np.integer):
             raise VltError(f"{self.path}: frames are asked for by a list of whole numbers, not by {indices.tolist()!r}")

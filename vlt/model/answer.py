@@ -126,7 +126,7 @@ class Answers:
         out = {}
         if "video" in chosen:
             count = config.trained_frames if n_frames is None else n_frames
-            if count > config.max_frames:
+            if isinstance(count, int) and count > config.max_frames:
                 raise VltError(f"{count} frames were asked for; this model has positions for {config.max_frames}")
             start = time.perf_counter()
             frames = clip.frames(count, config.vision_config.image_size)[None]
@@ -292,15 +292,15 @@ class Answers:
             if set(prompt.branches) != set(prefix):
                 have, want = (", ".join(sorted(b)) or "none" for b in (prefix, set(prompt.branches)))
                 raise VltError(f"a prompt has places for the soft tokens of: {want}; given were those of: {have}")
-        for name in options:
-            if name not in OPTIONS:
-                known = [*OPTIONS, *_ANSWERING]
-                raise VltError(f"no option {name!r} of answers; {nearest(name, known)}")
+        for name in sorted(set(options) - set(OPTIONS)):
+            known = [*OPTIONS, *_ANSWERING]
+            raise VltError(f"no option {name!r} of answers; {nearest(name, known)}")
         given = {name: value for name, value in drawing.items() if value is not None}
         if given and not sample:
             raise VltError(f"{', '.join(given)} would change nothing without sample=True")
-        if given.get("temperature", 1.0) <= 0 or not 0 < given.get("top_p", 1.0) <= 1:
-            raise VltError(f"temperature must be above 0 and top_p in (0, 1]; got {given}")
+        right = all(isinstance(value, int | float) for value in given.values())
+        if not (right and given.get("temperature", 1.0) > 0 and 0 < given.get("top_p", 1.0) <= 1):
+            raise VltError(f"temperature must be above 0, top_p in (0, 1], a seed a number; got {given}")
 
     def batched(self: VideoLlama, asked: Sequence[Prompt], prefixes: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
         """One tensor per branch that any prompt has a place for; rows of prompts without that place are never read."""

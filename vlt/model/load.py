@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from transformers import AutoTokenizer
 from transformers.utils import logging as hf_logging
 
-from vlt.errors import VltError, first_line, read_json
+from vlt.errors import VltError, check_type, first_line, read_json
 from vlt.model import box
 from vlt.model.config import VideoLlamaConfig
 from vlt.model.video_llama import VideoLlama
@@ -33,6 +33,7 @@ def load(
 
     Raises `VltError` where the weights are not all there, or not all used. A model's note is issued as a warning.
     """
+    check_type(name, (str, Path), "the name of a model")
     if device is not None and options.get("device_map") is not None:
         raise VltError("give device or device_map, not both")
     device = _device(device)

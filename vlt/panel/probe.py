@@ -14,7 +14,7 @@ import anywidget
 import torch
 import traitlets
 
-from vlt.errors import VltError
+from vlt.errors import VltError, check_type
 from vlt.inputs.clip import Clip
 from vlt.model.video_llama import VideoLlama
 from vlt.panel import pictures
@@ -60,6 +60,7 @@ class Probe(anywidget.AnyWidget):
         self.model, self.options = model, options
         self.edited: Trace | None = None
         self._told = 0.0
+        check_type(model, VideoLlama, "the model of vlt.Probe(model, clip)")
         if method not in pictures.METHODS:
             raise VltError(f"no method {method!r}; all: {', '.join(pictures.METHODS)}")
         self.run = trace(model, clip, question, **options)

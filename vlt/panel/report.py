@@ -80,6 +80,8 @@ def save_html(
         raise VltError(f"no method was given; some: {', '.join(METHODS)}")
     if Path(path).suffix.lower() not in (".html", ".htm"):
         raise VltError(f"{path}: a page is saved as .html")
+    if not Path(path).absolute().parent.is_dir():
+        raise VltError(f"{path}: give a file in a folder that exists")
     write_whole(Path(path), page(run, methods, sweep, progress))
 
 

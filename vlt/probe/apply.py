@@ -92,10 +92,10 @@ def put(value: Tensor, selection: Selection, new: Tensor) -> Tensor:
 Sourced = Callable[[int], Tensor]  # of the number of a source -> its numbers at the same places
 
 
-def changed(edit: Edit, value: Tensor, selection: Selection, sourced: Sourced, run: Any) -> Tensor:
-    """What the edit makes of a value without its clip axis. run: the `Trace` that is edited."""
+def changed(edit: Edit, value: Tensor, selection: Selection, sourced: Sourced, run: Any, at: str) -> Tensor:
+    """What the edit makes of a value without its clip axis. run: the `Trace` that is edited; at: the stage or place."""
     old = take(value, selection)
-    new = _CHANGES[edit.kind](edit, old, sourced, run)
+    new = _noise(edit, old, at) if edit.kind == "noise" else _CHANGES[edit.kind](edit, old, sourced, run)
     if not isinstance(new, Tensor):
         raise VltError(f"{edit}: gave a {type(new).__name__}; expected a tensor {list(old.shape)}, {old.dtype}")
     if (new.shape, new.dtype, new.device) != (old.shape, old.dtype, old.device):
@@ -108,8 +108,10 @@ def changed(edit: Edit, value: Tensor, selection: Selection, sourced: Sourced, r
     return put(value, selection, new)
 
 
-def _noise(edit: Edit, old: Tensor, sourced: Sourced, run: Any) -> Tensor:
-    generator = torch.Generator().manual_seed(edit.options["seed"])
+def _noise(edit: Edit, old: Tensor, at: str) -> Tensor:
+    """The draw hangs on the place's name too: an edit of several places adds to each its own."""
+    seed = np.random.SeedSequence([edit.options["seed"], *at.encode()]).generate_state(1, np.uint64)
+    generator = torch.Generator().manual_seed(int(seed[0] >> 1))
     drawn = torch.randn(old.shape, generator=generator).to(old)
     deviation = old.float().std(correction=0)
     if not deviation:
@@ -157,7 +159,6 @@ _CHANGES: dict[str, Callable[[Edit, Tensor, Sourced, Any], Any]] = {
     "blank": lambda edit, old, sourced, run: torch.zeros_like(old),
     "scale": lambda edit, old, sourced, run: old * edit.options["factor"],
     "swap": lambda edit, old, sourced, run: sourced(0).to(old),
-    "noise": _noise,
     "mean": _mean,
     "resample": _resample,
     "custom": _custom,

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vlt.errors import VltError, first_line, nearest
+from vlt.errors import VltError, check_type, first_line, nearest
 from vlt.inputs.clip import Clip
 from vlt.probe.axes import Index
 
@@ -144,6 +144,24 @@ def _plain(index: Any) -> Any:
     return index
 
 
+def _number(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float | np.number):
+        raise VltError(f"{name} is a number; got {value!r}")
+    return float(value)
+
+
+def _whole(name: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise VltError(f"{name} is a whole number; got {value!r}")
+    return int(value)
+
+
+def _several(over: Any) -> Sequence[Any]:
+    if not isinstance(over, list | tuple) or not over:
+        raise VltError(f"values are taken from a list of at least one clip or trace; got {over!r}")
+    return over
+
+
 def _refuse(index: Any) -> Any:
     raise VltError(f"{index!r} is not understood; name places by a number, a list, a slice, '2:5', or a phrase ('frame 3')")
 
@@ -159,19 +177,17 @@ def zero(at: str, **where: Index) -> Edit:
 
 def scale(at: str, factor: float, **where: Index) -> Edit:
     """Numbers are multiplied by a factor."""
-    return _edit("scale", at, where, factor=float(factor))
+    return _edit("scale", at, where, factor=_number("factor", factor))
 
 
 def noise(at: str, size: float = 1.0, seed: int = 0, **where: Index) -> Edit:
     """Gaussian noise is added, of `size` times the standard deviation of what it is added to."""
-    return _edit("noise", at, where, size=float(size), seed=int(seed))
+    return _edit("noise", at, where, size=_number("size", size), seed=_whole("seed", seed))
 
 
 def mean(at: str, over: Sequence[Trace | Clip], **where: Index) -> Edit:
     """The mean of the same place in other runs. A clip is asked the same question."""
-    if not over:
-        raise VltError("a mean is over at least one clip or trace")
-    return _edit("mean", at, where, over)
+    return _edit("mean", at, where, _several(over))
 
 
 def swap(at: str, source: Trace | Clip, **where: Index) -> Edit:
@@ -181,9 +197,7 @@ def swap(at: str, source: Trace | Clip, **where: Index) -> Edit:
 
 def resample(at: str, over: Sequence[Trace | Clip], seed: int = 0, **where: Index) -> Edit:
     """The values of one of other runs, drawn by lot."""
-    if not over:
-        raise VltError("at least one clip or trace must be given to draw from")
-    return _edit("resample", at, where, over, seed=int(seed))
+    return _edit("resample", at, where, _several(over), seed=_whole("seed", seed))
 
 
 def custom(at: str, function: Callable[[Any], Any], **where: Index) -> Edit:
@@ -215,7 +229,7 @@ def knockout(
 
 def shuffle(at: str = "frames", axis: str = "frame", seed: int = 0) -> Edit:
     """Frames (or whatever is along an axis of a stage) in a random order, never in their own."""
-    return _edit("reorder", at, {}, axis=axis, order="shuffle", seed=int(seed))
+    return _edit("reorder", at, {}, axis=axis, order="shuffle", seed=_whole("seed", seed))
 
 
 def reverse(at: str = "frames", axis: str = "frame") -> Edit:
@@ -225,7 +239,7 @@ def reverse(at: str = "frames", axis: str = "frame") -> Edit:
 
 def repeat(frame: int, at: str = "frames", axis: str = "frame") -> Edit:
     """One frame in the place of all."""
-    return _edit("reorder", at, {}, axis=axis, order=int(frame))
+    return _edit("reorder", at, {}, axis=axis, order=_whole("frame", frame))
 
 
 def blank(**where: Index) -> Edit:
@@ -246,7 +260,7 @@ def swap_sound(clip: Clip | Trace) -> Edit:
 
 def shift(seconds: float) -> Edit:
     """The sound comes so much later (below 0: earlier); what is moved out is lost, and silence moves in."""
-    return _edit("shift", _AT["shift"], {}, seconds=float(seconds))
+    return _edit("shift", _AT["shift"], {}, seconds=_number("seconds", seconds))
 
 
 def without(branch: str) -> Edit:
@@ -258,6 +272,7 @@ def without(branch: str) -> Edit:
 
 def ask(question: str) -> Edit:
     """Another question."""
+    check_type(question, str, "a question")
     return _edit("ask", _AT["ask"], {}, question=question)
 
 
@@ -339,6 +354,8 @@ def _check_options(kind: str, options: Mapping[str, Any], sources: Sequence[Sour
 
 
 def _check_numbers(kind: str, options: Mapping[str, Any]) -> None:
+    if kind == "scale" and options["factor"] == 1:
+        raise VltError("scale by 1 would change nothing; give another factor")
     if kind == "noise" and not 0 < options["size"] < float("inf"):
         raise VltError(f"noise of size {options['size']} would change nothing, or all; give one above 0")
     if kind == "shift" and not (options["seconds"] and abs(options["seconds"]) < float("inf")):

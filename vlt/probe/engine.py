@@ -132,7 +132,7 @@ def edited(run: Trace, applied: Applied, value: Tensor, axes: Sequence[Axis], at
     if edit.kind == "reorder":
         return apply.reordered(edit, value, axes)
     selection = apply.select(axes, edit.where, repr(at))
-    return apply.changed(edit, value, selection, _sourced(run, edit, at), run)
+    return apply.changed(edit, value, selection, _sourced(run, edit, at), run, at)
 
 
 def _sourced(run: Trace, edit: Edit, at: str) -> Callable[[int], Tensor]:
@@ -230,7 +230,7 @@ def _change(
             if edit.kind == "reorder":
                 new = apply.reordered(edit, own, axes)
             else:
-                new = apply.changed(edit, own, selection, _sourced(run, edit, site.name), run)
+                new = apply.changed(edit, own, selection, _sourced(run, edit, site.name), run, site.name)
             new = new.view(value[part].shape)
             value = new if part == slice(None) else torch.cat([value[: part.start], new, value[part.stop :]])
         return value

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import pandas as pd
 import torch
 
-from vlt.errors import VltError
+from vlt.errors import VltError, check_type
 from vlt.probe import edits, language
 from vlt.probe.edits import Edit
 from vlt.probe.engine import BATCH
@@ -33,6 +33,7 @@ def interaction(run: Trace, absent: Mapping[str, Edit] | None = None, batch: int
     absent: what taking away means, by default `ABSENT`. Returns a Series: "video", "sound", "question", "video x sound",
     ..., and, in attrs, "values" (set -> log p) and "absent".
     """
+    check_type(run, Trace, "the run of vlt.interaction(run)")
     if absent is not None and not isinstance(absent, Mapping):
         raise VltError(f"absent tells of {', '.join(ABSENT)} what taking them away means, {{name: edit}}; got {absent!r}")
     given = dict(ABSENT if absent is None else absent)

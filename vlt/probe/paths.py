@@ -21,7 +21,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from vlt.errors import VltError, nearest
+from vlt.errors import VltError, check_type, nearest
 from vlt.probe import language
 from vlt.probe.attention import Call, Keep, Tap, Watcher
 from vlt.probe.axes import Axis
@@ -174,6 +174,7 @@ def path(run: Trace, word: int | str = 0, method: str = "relevance", limit: int 
     has. Heat is not scaled: that of a branch sums to its share of w or less (what is lost stays in queries, class tokens
     and extra keys). What it is worth is a question for `vlt.faithfulness`: heat is no proof of a cause.
     """
+    check_type(run, Trace, "the run of vlt.path(run, word)")
     branches = [b for b in ("video", "audio") if b in run.prompt.branches]
     parts = ["language_model", *(part for branch in branches for part in WAYS[branch])]
     found = flows(run, parts, method, word, limit)

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import nn
 
-from vlt.errors import VltError, nearest
+from vlt.errors import VltError, check_type, nearest
 from vlt.model import stages
 from vlt.model.video_llama import VideoLlama
 
@@ -110,6 +110,7 @@ def match(pattern: str, known: dict[str, Site], kinds: Sequence[str] = (), stage
 
     kinds: only these are meant. Raises `VltError` with the nearest names where nothing fits.
     """
+    check_type(pattern, str, "the name of a stage or a place")
     wanted = {name: site for name, site in known.items() if not kinds or site.kind in kinds}
     found = [site for name, site in wanted.items() if fits(pattern, name)]
     if not found:
@@ -129,4 +130,5 @@ def fits(pattern: str, name: str) -> bool:
 
 
 def is_pattern(name: str) -> bool:
+    check_type(name, str, "the name of a stage or a place")
     return any(sign in name for sign in "*?[")

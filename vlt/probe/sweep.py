@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from vlt.errors import VltError, nearest
+from vlt.errors import VltError, check_type, nearest, texts
 from vlt.inputs.clip import Clip
 from vlt.model.answer import Answer
 from vlt.probe import edits, language
@@ -88,7 +88,8 @@ def sweep(
     """
     if not isinstance(variants, Mapping) or not variants or UNEDITED in variants:
         raise VltError(f"give at least one variant, {{name: edits}}, none of them named {UNEDITED!r}")
-    candidates = [candidates] if isinstance(candidates, str) else list(candidates)
+    check_type(run, Trace, "the run of vlt.sweep(run, variants)")
+    candidates = texts(candidates, "a candidate")
     if clash := {"name", *COLUMNS} & set(candidates):
         raise VltError(f"a candidate is named {clash.pop()!r}, as a column of the table is")
     asked: dict[str, list[Edit]] = {UNEDITED: []} | {name: as_list(found) for name, found in variants.items()}

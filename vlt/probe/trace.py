@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -14,11 +14,11 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from vlt.errors import VltError, nearest
+from vlt.errors import VltError, check_type, nearest, texts
 from vlt.inputs.clip import Clip
 from vlt.inputs.prompt import Prompt
 from vlt.model import stages
-from vlt.model.answer import MAX_NEW_TOKENS, Answer, Encoded
+from vlt.model.answer import MAX_NEW_TOKENS, Answer
 from vlt.model.video_llama import VideoLlama
 from vlt.probe import language
 from vlt.probe.axes import Axis, Index
@@ -26,6 +26,7 @@ from vlt.probe.edits import Edit, Source, as_list
 from vlt.probe.engine import ENCODERS, Applied, Watch, compute, forward
 from vlt.probe.labels import Heard, Labels, Wanted, labelled
 from vlt.probe.language import Row
+from vlt.probe.setting import Setting
 from vlt.probe.sites import Site, is_pattern, match, sites
 
 LIMIT = 2**30  # bytes that one reading may keep, unless it is told otherwise
@@ -49,6 +50,8 @@ def trace(
     answer: by default what the model says (greedily); or a text, whose tokens are then read and scored as if it had
     said that. The rest as for `VideoLlama.answer`.
     """
+    check_type(model, VideoLlama, "the model of vlt.trace(model, clip, question)")
+    check_type(question, str, "the question of vlt.trace(model, clip, question)")
     if any(module.training for module in model.modules()):
         raise VltError("the model is being trained: call model.eval() before it is looked into")
     given, chosen = model.inputs(clip, branches, n_frames, coverage)
@@ -56,37 +59,6 @@ def trace(
     run = Trace(model, setting, question, {name: value for name, (value, _) in given.items()}, answer)
     run.seconds |= {name: seconds for name, (_, seconds) in given.items()}
     return run
-
-
-@dataclasses.dataclass(frozen=True)
-class Setting:
-    """What all runs of one clip share; the names are those of `trace`."""
-
-    clip: Clip
-    branches: tuple[str, ...]
-    n_frames: int | None
-    coverage: str
-    history: tuple[tuple[str, str], ...]
-    system: str | None
-    max_new_tokens: int
-
-    def options(self) -> dict[str, Any]:
-        """As `trace` takes them."""
-        coverage = self.coverage if "audio" in self.branches else None
-        rest = {"n_frames": self.n_frames, "coverage": coverage, "history": self.history, "system": self.system}
-        return {"branches": self.branches, **rest}
-
-    def labels(self, model: VideoLlama) -> Labels:
-        bounds = self.clip.segments(model.config.max_segments, self.coverage) if "audio" in self.branches else []
-        return Labels(model.config, self.clip, self.n_frames or model.config.trained_frames, bounds)
-
-    def shown(self, model: VideoLlama, branches: tuple[str, ...]) -> Encoded | None:
-        """For the prompt, which needs no numbers: what of the clip it has places for."""
-        if not branches:
-            return None
-        seen = "video" in branches
-        sampled = model.sampled(self.clip, self.n_frames) if seen else ""
-        return Encoded(self.clip.kind if seen else "sound", sampled, dict.fromkeys(branches, torch.empty(0)))
 
 
 class Trace:
@@ -118,6 +90,8 @@ class Trace:
         for applied in self.applied:
             self._check_there(applied)
             if applied.edit.kind == "ask":
+                if applied.edit.options["question"] == self.question:
+                    raise VltError(f"{applied.edit}: is what was asked already; nothing would change")
                 self.question = applied.edit.options["question"]
 
     def __repr__(self) -> str:
@@ -205,7 +179,7 @@ class Trace:
 
     def score(self, answers: str | Sequence[str]) -> Any:
         """log p of other answers to this question, their stop sign included: a float, or a pandas Series of several."""
-        several = [answers] if isinstance(answers, str) else list(answers)
+        several = texts(answers, "an answer")
         rows = [Row(self, self.ids(text)) for text in several]
         with torch.no_grad():
             sums = [float(log.sum()) for log, _ in language.score(rows)]
@@ -361,10 +335,13 @@ class Trace:
     @property
     def fired(self) -> dict[str, int]:
         """How often each edit changed numbers, or how many edges of attention it cut, so far."""
-        return {str(a.edit): a.fired for a in self.applied if a.stage != "prompt"}
+        count = Counter[str]()
+        for a in self.applied:
+            count[str(a.edit)] += a.fired if a.stage != "prompt" else 0
+        return {str(a.edit): count[str(a.edit)] for a in self.applied if a.stage != "prompt"}
 
     def check_fired(self) -> None:
-        if idle := [edit for edit, count in self.fired.items() if not count]:
+        if idle := [a.edit for a in self.applied if a.stage != "prompt" and not a.fired]:
             raise VltError(f"{idle[0]}: did nothing: is its branch in the prompt? does anyone look there (none looks ahead)?")
 
     # ------------------------------------------------------------------ for the engine

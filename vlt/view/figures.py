@@ -132,7 +132,8 @@ def path(run: Trace, found: xr.Dataset) -> Figure:
     text = strips.Text(run, heat["tokens"])
     sizes = {"video": strips.frames_height, "audio": strips.sound_height, "tokens": lambda _: text.height}
     heights = {name: sizes[name](array) for name, array in heat.items()}
-    figure = Figure(WIDTH, sum(heights.values()) + 0.15 * (len(heights) - 1) + 0.1)
+    note = f"{found.attrs['method']} is read from attention and proves no cause; vlt.faithfulness tests heat against the model"
+    figure = Figure(WIDTH, sum(heights.values()) + 0.15 * (len(heights) - 1) + 0.1 + height_of(note))
     what = f"{found.attrs['method']} for '{shown(found.attrs['word'])}'"
     said, down = [], 0.0
     for letter, (name, array) in zip("abc", heat.items(), strict=False):
@@ -144,7 +145,7 @@ def path(run: Trace, found: xr.Dataset) -> Figure:
         figure.text(0.008, 1 - (down + 0.1) / figure.get_figheight(), letter, fontsize=9, weight="bold", va="center")
         down += heights[name] + 0.15
     figure.alt = " ".join(said)
-    return figure
+    return noted(figure, note)
 
 
 def _word(run: Trace, found: xr.Dataset) -> int | None:

@@ -37,7 +37,7 @@ from vlt.view.drawing import (
 )
 from vlt.view.drawing import times as as_times
 
-LEFT, RIGHT = 0.75, 0.85  # inches beside what is drawn: for its labels, for its colour bar
+LEFT, RIGHT = 0.75, 0.98  # inches beside what is drawn: for its labels, for its colour bar
 ROOM = WIDTH - LEFT - RIGHT
 GAP = 0.06
 LINE = 8  # frames beside each other
