@@ -266,7 +266,7 @@ def test_path(run: Trace, found: xr.Dataset) -> None:
     assert {"a", "b", "c", "bell"} <= set(said)
     assert sum("relevance" in text and "proves" not in text for text in said) == 3
     assert any("proves no cause" in text for text in said) and "proves no cause" in figure.alt
-    parts = re.findall(r"Relevance for 'bell' over (\d+ \w+).*?\.(?: |$)(?=Rel|$)", figure.alt)
+    parts = re.findall(r"Relevance for 'bell' over (\d+ \w+).*?\.(?: |$)(?=Rel|rel|$)", figure.alt)
     assert parts == ["8 frames", "8 segments", "96 tokens"]
     assert figures.over_frames(run, found.video, "relevance for 'bell'").alt in figure.alt
     (mark,) = [patch for axes in figure.axes for patch in axes.patches if patch.get_edgecolor()[0] > 0.8]

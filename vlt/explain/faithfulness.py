@@ -94,19 +94,12 @@ def faithfulness(
     task = attribution.task
     if cells is not None:
         task = dataclasses.replace(task, cells=methods.cells(task.axes, task.value, cells))
-    numbers, heat, count = _numbers(attribution, task), attribution.heat.values, task.n_cells
-    check_controls(controls)
-    if count < 4 or not 2 <= steps <= 1000 or controls > 10_000 or not 0 <= samples <= 1000 or noise <= 0:
-        raise VltError(
-            f"{count} cells, {steps} steps, {controls} controls, {samples} samples, noise {noise}; needed are 4 cells, 2 "
-            "steps and 0 samples at least, at most 10,000 controls, and noise above 0"
-        )
+    count = task.n_cells
+    _check(count, steps, controls, samples, noise)
     draw = np.random.default_rng(seed)
-    luck, sizes = draw.random(count), np.bincount(numbers.ravel(), minlength=count)
-    gone = draw.random((4 * steps, count)) < 0.5
-    random = [draw.random(count) for _ in range(controls)]
-    moved = [_by_cell(_moved(heat, draw), numbers, count) for _ in range(controls if shifted else 0)]
-    maps = {"own": [_by_cell(heat, numbers, count)], "random": random} | ({"shifted": moved} if moved else {})
+    luck, gone = draw.random(count), draw.random((4 * steps, count)) < 0.5
+    numbers = _numbers(attribution, task)
+    maps = _maps(attribution.heat.values, numbers, controls, shifted, draw)
     left = {kind: [_left(values, luck, steps) for values in found] for kind, found in maps.items()}
     asked = np.concatenate([~gone, *(each for found in left.values() for each in found)])
     scores = iter(_scores(task, asked, {} if known is None else known, progress))
@@ -117,9 +110,9 @@ def faithfulness(
     for kind, found in maps.items():
         for values, each in zip(found, left[kind], strict=True):
             curve, measures = _measured(np.array([next(scores) for _ in each]), attribution.score, steps)
-            measures["infidelity"] = _infidelity(values * sizes, gone, lost)
+            measures["infidelity"] = _infidelity(values * np.bincount(numbers.ravel()), gone, lost)
             if samples:
-                measures["sensitivity"] = _sensitivity(kind, heat, shaken, draw)
+                measures["sensitivity"] = _sensitivity(kind, attribution.heat.values, shaken, draw)
             rows.append({"map": kind, **measures})
             curves[kind].append(curve)
     table = _summary(pd.DataFrame(rows))
@@ -133,6 +126,15 @@ def check_controls(controls: int) -> None:
         raise VltError(f"controls: {controls} random maps; with fewer than {ENOUGH} no map can be told from chance at {LEVEL}")
 
 
+def _check(cells: int, steps: int, controls: int, samples: int, noise: float) -> None:
+    check_controls(controls)
+    if cells < 4 or not 2 <= steps <= 1000 or controls > 10_000 or not 0 <= samples <= 1000 or noise <= 0:
+        raise VltError(
+            f"{cells} cells, {steps} steps, {controls} controls, {samples} samples, noise {noise}; needed are 4 cells, 2 "
+            "steps and 0 samples at least, at most 10,000 controls, and noise above 0"
+        )
+
+
 def _numbers(attribution: Attribution, task: Task) -> np.ndarray:
     """The number of the cell of every place of the heat."""
     numbers = task.cells[0]
@@ -142,8 +144,17 @@ def _numbers(attribution: Attribution, task: Task) -> np.ndarray:
     return numbers.cpu().numpy()
 
 
-def _by_cell(heat: np.ndarray, cells: np.ndarray, count: int) -> np.ndarray:
-    return np.bincount(cells.ravel(), heat.ravel(), minlength=count) / np.bincount(cells.ravel(), minlength=count)
+def _maps(
+    heat: np.ndarray, cells: np.ndarray, controls: int, shifted: bool, draw: np.random.Generator
+) -> dict[str, list[np.ndarray]]:
+    """By kind, each map as the mean heat of every cell [cell]."""
+    count = int(cells.max()) + 1
+    out = {"own": [_by_cell(heat, cells)], "random": [draw.random(count) for _ in range(controls)]}
+    return out | ({"shifted": [_by_cell(_moved(heat, draw), cells) for _ in range(controls)]} if shifted else {})
+
+
+def _by_cell(heat: np.ndarray, cells: np.ndarray) -> np.ndarray:
+    return np.bincount(cells.ravel(), heat.ravel()) / np.bincount(cells.ravel())
 
 
 def _moved(heat: np.ndarray, draw: np.random.Generator) -> np.ndarray:
