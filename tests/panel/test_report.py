@@ -134,6 +134,33 @@ def test_a_page_in_a_browser(saved: Path, page: Page) -> None:
     assert page.errors == [] and page.outside == []
 
 
+def test_heat_that_can_be_compared_is_drawn_on_one_scale(bell: Trace, tmp_path: Path, page: Page) -> None:
+    """What was seen brings next to nothing to *bell*: next to nothing is what its frames show, in bars and in colours."""
+    bell.save_html(tmp_path / "x.html", methods=["integrated_gradients", "saliency"], sweep=False, progress=False)
+    page.page.goto((tmp_path / "x.html").as_uri())
+    page.page.locator(".words button", has_text="bell").click()
+
+    def tallest() -> tuple[float, float]:
+        """Of the bars of frames and of segments, in hundredths of the room that they have."""
+        bars = [float(bar.evaluate("bar => parseFloat(bar.style.height)")) for bar in page.page.locator(".bar i").all()]
+        assert len(bars) == 8 + 8
+        return max(bars[:8]), max(bars[8:])
+
+    def colour() -> float:
+        """The greatest difference of red and blue in the first frame: 0 where all is grey."""
+        look = "canvas => { const all = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data;"
+        look += " let most = 0; for (let i = 0; i < all.length; i += 4) most = Math.max(most, Math.abs(all[i] - all[i + 2]));"
+        return float(page.page.locator(".strip canvas").first.evaluate(look + " return most; }"))
+
+    assert "drawn on one scale" in page.page.locator(".legend").inner_text()
+    frames, segments = tallest()
+    assert frames < 5 < 90 < segments and colour() < 40
+    page.page.get_by_label("method of explanation").select_option("saliency")
+    assert "these cannot be compared" in page.page.locator(".legend").inner_text()
+    assert min(tallest()) > 90 and colour() > 60
+    assert page.errors == []
+
+
 def test_what_a_page_saves(saved: Path, page: Page) -> None:
     page.page.goto(saved.as_uri())
     page.page.locator(".words button", has_text="bell").click()

@@ -33,7 +33,7 @@ function picture(source, then) {
 }
 
 function greatest(numbers) {
-  return Math.max(1e-12, ...numbers.flat(3).map(Math.abs));
+  return Math.max(1e-12, ...numbers.flat(4).map(Math.abs));
 }
 
 // Heat [row][column] over a part of a canvas, the pictures below seen through it.
@@ -253,7 +253,7 @@ class Panel {
     if (!heat) return this.parts.legend.replaceChildren();
     const bare = (colour) => `rgb(${colour.join(",")})`;
     const scale = node("span", { className: "scale", style: `background: linear-gradient(90deg, ${bare(AGAINST)}, #ddd, ${bare(FOR)})` });
-    const share = heat.frame_bars && heat.segment_bars ? ` In all ${short(sum(heat.frame_bars))} on frames, ${short(sum(heat.segment_bars))} on sound.` : "";
+    const share = heat.frame_bars && heat.segment_bars ? ` In all ${short(sum(heat.frame_bars))} on frames, ${short(sum(heat.segment_bars))} on sound${heat.one_scale ? ", drawn on one scale" : "; these cannot be compared"}.` : "";
     this.parts.legend.replaceChildren(
       node("p", { className: "legend" }, `${heat.method.replaceAll("_", " ")} for \u201c${heat.word}\u201d: against `, scale, ` for.${share}`),
     );
@@ -261,9 +261,15 @@ class Panel {
     if (word && !this.saved) this.parts.legend.append(node("p", { className: "soft" }, `took ${fixed(heat.seconds, 1)} s; heat is no proof of a cause: vlt.faithfulness measures it, the switches test it`));
   }
 
+  // What is the deepest colour: of heat that can be compared, the greatest on pictures and sound together.
+  top(name) {
+    const { heat } = this.view;
+    return greatest(heat.one_scale ? [heat.frames || [], heat.segments || []] : [heat[name]]);
+  }
+
   paintHeatEverywhere() {
     const { heat } = this.view;
-    const frames = heat && heat.frames, top = frames ? greatest(frames) : 1;
+    const frames = heat && heat.frames, top = frames ? this.top("frames") : 1;
     (this.canvases || []).forEach((canvas, i) => {
       const context = canvas.getContext("2d"), image = this.frames[i];
       if (!image || !image.complete || !image.naturalWidth) return;
@@ -287,7 +293,7 @@ class Panel {
     const n = this.shown.sound.segments.length, width = canvas.width / n;
     context.drawImage(this.spectrogram, 0, 0, canvas.width, canvas.height);
     const grids = heat && heat.segments, bars = heat && heat.segment_bars;
-    const top = grids ? greatest(grids) : 1;
+    const top = grids ? this.top("segments") : 1;
     for (let i = 0; i < n; i++) {
       if (grids) paintHeat(context, grids[i], top, Math.round(i * width), Math.round(width), canvas.height);
       if (!this.view.switches.audio || this.view.switches.segments_off.includes(i)) {
@@ -307,7 +313,9 @@ class Panel {
     place.replaceChildren();
     place.title = bars ? `heat ${short(bars[i])}` : "";
     if (!bars) return;
-    const low = Math.min(0, ...bars), high = Math.max(1e-12, ...bars), whole = high - low;
+    const { heat } = this.view;
+    const beside = heat.one_scale ? [...(heat.frame_bars || []), ...(heat.segment_bars || [])] : bars;
+    const low = Math.min(0, ...beside), high = Math.max(1e-12, ...beside), whole = high - low;
     const size = (100 * Math.abs(bars[i])) / whole, ground = (100 * -low) / whole;
     const bottom = bars[i] >= 0 ? ground : ground - size;
     place.append(node("b", { style: `bottom: ${ground}%` }));
@@ -323,7 +331,7 @@ class Panel {
     if (this.over) {
       const context = this.over.getContext("2d");
       context.clearRect(0, 0, this.over.width, this.over.height);
-      if (heat && heat.frames) paintHeat(context, heat.frames[at], greatest(heat.frames), 0, this.over.width, this.over.height);
+      if (heat && heat.frames) paintHeat(context, heat.frames[at], this.top("frames"), 0, this.over.width, this.over.height);
     }
     if (!this.playhead) return;
     const segments = shown.sound.segments;

@@ -17,7 +17,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from vlt.errors import VltError, nearest
-from vlt.explain.attribution import COMPLETE, Attribution, attribute
+from vlt.explain.attribution import COMPARABLE, Attribution, attribute
 from vlt.explain.faithfulness import ENOUGH, LEVEL, check_controls, faithfulness
 from vlt.inputs.clip import Clip
 from vlt.model.video_llama import VideoLlama
@@ -30,10 +30,6 @@ from vlt.train.world import Scene
 LOOK, LISTEN = ("shape", "colour", "motion"), ("hear", "source")
 # A cell of the grid on which maps are judged is of the cause where the object covers so much of it.
 COVERED = 0.25
-
-
-# Methods whose heat on pictures is in the same units as that on sound: nats, or shares of what the answer was read from.
-COMPARABLE = (*COMPLETE, "gradient_x_input", "rollout", "relevance")
 
 
 @dataclasses.dataclass(frozen=True)
