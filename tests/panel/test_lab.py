@@ -142,4 +142,7 @@ def test_the_panel(lab: str, page: Page) -> None:
     without = "".join(panel.locator(".edited .words button").all_inner_texts())
     assert "bell" not in without and "silent" in without and "bell" in "".join(words.all_inner_texts())
     assert "(change −" in panel.locator(".change").inner_text()  # the first answer has become less likely
+
+    panel.get_by_role("group", name="switches").get_by_label("video").press("Space")
+    panel.get_by_text("nothing is seen or heard, so this is a guess from the words").wait_for()
     assert not page.errors and not page.outside

@@ -343,7 +343,9 @@ def test_sweeps_that_cannot_be_are_refused_before_anything_runs(bell: Trace, tmp
             with pytest.raises(VltError, match=message):
                 sweep(fresh, variants, progress=False, **options)
     assert not calls
-    with pytest.raises(VltError, match=r"no ablation 'sound'.*all: video, audio"):
+    with pytest.raises(VltError, match="no ablation ''; all: video, audio"):  # `vlt sweep --ablate ""`
+        ablations([""])
+    with pytest.raises(VltError, match="no ablation 'sound'; all: video, audio"):
         ablations(["video", "sound"])
 
 

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from vlt.errors import VltError
+from vlt.explain.attribution import attribute
 from vlt.model.video_llama import VideoLlama
 from vlt.train import truth, world
 from vlt.view import figures
@@ -79,13 +80,41 @@ def test_causes_are_of_what_was_asked(known: list[truth.Case]) -> None:
         assert case.cause[int(loud.argmax())] == 0  # nothing is to be found where the sound was before
 
 
+def test_what_is_true_of_both_things_is_not_asked(boxed: VideoLlama, tmp_path: Path) -> None:
+    """Two things that move alike: no map of the motion could tell which was meant, and no word is said rather than itself."""
+    alike = next(s for s in world.scenes(1000, 40, n_things=2, n_sounds=1) if s.things[0].motion == s.things[1].motion)
+    world.write(alike, tmp_path / "0.mp4", silence=True)
+    found = [case for case in truth.cases(boxed, [alike], tmp_path) if case.control == "model"]
+    assert found and all(case.kind != "motion" and case.word != case.rather for case in found)
+
+
+def test_heat_on_the_other_branch_is_without_its_sign(known: list[truth.Case]) -> None:
+    """What speaks against the word is heat too: it must not cancel what speaks for it."""
+    way, kept = "integrated gradients, features", truth.Kept()
+    case = next(c for c in known if c.kind == "colour" and c.control == "model")
+    other = next(c for c in known if c.kind == "colour" and c.control == "other branch" and c.run is case.run)
+    (row,) = truth._judged(case, way, 0, kept)
+    (beside,) = truth._judged(other, way, 0, kept)
+    seen, heard = (
+        np.abs(attribute(case.run, at, "integrated_gradients", case.word, progress=False).heat).sum().item()
+        for at in ("patches", "audio_features")
+    )
+    assert beside["share"] == pytest.approx(heard / (heard + seen), rel=0.02) and "share" not in row
+    assert 0 <= row["error"] < 0.1 and "beats" not in row
+    assert "share" not in truth._judged(other, "saliency", 0, kept)[0]  # a slope per pixel, and one per mel cell
+
+
 def test_the_best_way_and_chance(boxed: VideoLlama) -> None:
     ways = ["integrated gradients, features, rather", "attention"]
-    table = truth.compare(boxed, 2, seed=2000, ways=ways, controls=2, quiet=True)
+    table = truth.compare(boxed, 2, seed=2000, ways=ways, controls=19, quiet=True)
     rows = table.set_index(["explained", "way", "question"])
     best = rows.loc[("model", ways[0])]
     assert best["rank"].mean() > 0.7 and best["pointing"].mean() > 0.5
     assert best.loc["hear", "pointing"] == best.loc["source", "pointing"] == 1
+    tested = table[table["beats"].notna()]
+    assert set(tested["explained"]) == {"model"} and (tested["tested"] == 1).all()
+    assert set(tested["beats"]) <= {0, 1} and tested.loc[tested["way"] == ways[0], "beats"].mean() > 0.5
+    assert np.allclose(tested["gain"], tested["insertion"] - tested["deletion"], atol=1e-6)
     text = truth.markdown(table)
     assert text.splitlines()[0].startswith("| way | shape (n ") and "*chance*" in text
     figure = figures.truth(table)

@@ -191,9 +191,9 @@ def sweep(
     from vlt.probe.trace import trace
 
     files = {path.stem: saved.read(path) for path in edits or []}
-    names = [name.strip() for name in ablate.split(",")] if ablate else []
+    named = None if ablate is None else sweeping.ablations([name.strip() for name in ablate.split(",")])
     run = trace(load(model), Clip(clip), ask)
-    variants = sweeping.ablations(names) if names else {} if files else sweeping.possible(run)
+    variants = named if named is not None else {} if files else sweeping.possible(run)
     if both := set(variants) & set(files):
         raise VltError(f"two variants are named {both.pop()!r}; name the file otherwise")
     rows = sweeping.sweep(run, {**variants, **files}, candidates=candidate or (), keep=keep, batch=batch)

@@ -200,11 +200,12 @@ class Panel {
     this.method.value = view.method;
     const both = [this.answerRow("Answer", view.answer, false)];
     if (view.edited) {
+      const blind = !(view.switches.video && shown.frames.length) && !(view.switches.audio && shown.sound);
       both.push(this.answerRow("Without what is off", view.edited, true));
       const { logp } = view.answer, { change } = view.edited;
       both.push(
         node("p", { className: "change" }, `log p of the first answer: ${fixed(logp)} \u2192 ${fixed(logp + change)} (change ${change < 0 ? "" : "+"}${fixed(change)})`),
-        node("p", { className: "soft" }, `off: ${view.edited.off.join(", ")}`),
+        node("p", { className: "soft" }, `off: ${view.edited.off.join(", ")}${blind ? ": nothing is seen or heard, so this is a guess from the words" : ""}`),
       );
     }
     this.words.replaceChildren(...both, node("p", { className: "soft" }, "Click a word to see where it looked and listened. Dashed: the model was unsure."));

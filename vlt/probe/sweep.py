@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from vlt.errors import VltError, check_type, nearest, texts
+from vlt.errors import VltError, check_type, texts
 from vlt.inputs.clip import Clip
 from vlt.model.answer import Answer
 from vlt.probe import edits, language
@@ -48,7 +48,7 @@ ABLATIONS: dict[str, Edit] = {
 def ablations(names: Sequence[str]) -> dict[str, Edit]:
     for name in names:
         if name not in ABLATIONS:
-            raise VltError(f"no ablation {name!r}; {nearest(name, ABLATIONS)}; all: {', '.join(ABLATIONS)}")
+            raise VltError(f"no ablation {name!r}; all: {', '.join(ABLATIONS)}")
     return {name: ABLATIONS[name] for name in names}
 
 
