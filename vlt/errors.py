@@ -29,6 +29,12 @@ def check_type(value: object, kind: type | tuple[type, ...], what: str) -> None:
         raise VltError(f"{what}: expected {' or '.join(k.__name__ for k in kinds)}, got {type(value).__name__}")
 
 
+def check_seed(seed: object) -> None:
+    """Of what is drawn from torch's and numpy's numbers alike."""
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**32:
+        raise VltError(f"seed {seed!r}; expected a whole number from 0 to 2**32 - 1")
+
+
 def texts(value: object, what: str) -> list[str]:
     """One text or several, as a list."""
     found: list[Any] = [value] if isinstance(value, str) else list(value) if isinstance(value, Iterable) else [None]

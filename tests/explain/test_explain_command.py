@@ -5,14 +5,19 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from tests.explain.conftest import CLIPS
 from tests.test_cli import refused, vlt
+from vlt.explain.attribution import attribute
+from vlt.explain.faithfulness import faithfulness
+from vlt.probe.trace import Trace
 
 
-def test_explain_writes_figures_and_numbers(tmp_path: Path) -> None:
+def test_explain_writes_figures_and_numbers(bell: Trace, tmp_path: Path) -> None:
     out = tmp_path / "why"
     done = vlt("explain", CLIPS / "two_bell.mp4", "--ask", "What do you hear?", "--target", "bell", "--at", "parts", "--at",
                "audio_features", "--method", "ablation", "--at", "spectrograms", "--controls", 19, "--out", out)  # fmt: skip
@@ -31,10 +36,37 @@ def test_explain_writes_figures_and_numbers(tmp_path: Path) -> None:
     assert int(table["heat"].argmax()) == 1
     assert parts["true"] and not parts["warnings"] and "p of whole segments" not in parts
     # taking single mel cells away costs nothing, as the rest of the bell is still heard: a map that does not know the segment
-    assert not sound["true"] and sound["p of whole segments"] > 0.05
+    heat = attribute(bell, "spectrograms", "ablation", "bell", progress=False)
+    whole = faithfulness(heat, cells={"mel": 128, "time": 204}, controls=19, shifted=False, progress=False)
+    assert sound["p of whole segments"] == whole.table["random p"]["gain"] != sound["faithfulness"]["gain"]["random p"]
+    assert not sound["true"] and not whole.true
     (warning,) = sound["warnings"]
-    assert warning.startswith("Cell by cell it does not beat random maps (p = ") and f"spectrograms  {warning}" in done.stdout
+    assert warning.startswith("Cell by cell, random maps do as well (p = ") and f"spectrograms  {warning}" in done.stdout
     assert "answer  I hear a bell." in done.stdout and "kind segment" in done.stdout
+
+
+def test_explain_a_picture(tmp_path: Path) -> None:
+    """One frame is too few for a test of whole frames; its pixels are tested."""
+    Image.fromarray(np.full((64, 64, 3), 90, dtype=np.uint8)).save(tmp_path / "grey.png")
+    done = vlt("explain", tmp_path / "grey.png", "--ask", "What do you see?", "--method", "gradient_x_input", "--at", "frames",
+               "--controls", 19, "--out", tmp_path / "why")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (row,) = json.loads((tmp_path / "why" / "explanation.json").read_text())["heat"]
+    assert not [name for name in row if name.startswith("p of whole")] and "random p" in row["faithfulness"]["gain"]
+
+
+def test_what_a_method_has_no_heat_at_is_left_out_or_refused(tmp_path: Path) -> None:
+    asked = ("explain", CLIPS / "two_bell.mp4", "--ask", "What do you hear?", "--controls", 0)
+    done = vlt(*asked, "--method", "attention", "--out", tmp_path / "a")
+    assert done.returncode == 0, done.stderr
+    assert {p.name for p in (tmp_path / "a").glob("*.png")} == {"frames.png", "spectrograms.png"}
+    done = vlt(*asked, "--method", "grad_cam", "--at", "audio_features", "--at", "audio_queries", "--out", tmp_path / "b")
+    assert done.returncode == 0, done.stderr
+    assert {p.name for p in (tmp_path / "b").iterdir()} == {
+        "audio_features.csv", "audio_features.png", "audio_queries.csv", "explanation.json",
+    }  # fmt: skip
+    late = vlt(*asked, "--method", "attention", "--at", "frames", "--at", "parts", "--out", tmp_path / "c")
+    refused(late, "attention has heat at prefix, frames")
 
 
 def test_explain_what_a_clip_has(tmp_path: Path) -> None:
@@ -53,7 +85,8 @@ def test_explain_what_a_clip_has(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--method", "lime"], "no method 'lime'; nearest:"),
+        (["--method", "lime"], "no method 'lime'; all: saliency"),
+        (["--controls", "20000"], "20000 controls; needed are 19"),
         (["--target", "buzz"], "the answer has no word 'buzz'"),
         (["--at", "frame"], "attribution at 'frame'; nearest: frames"),
         (["--baseline", "black"], "no baseline 'black'"),

@@ -56,7 +56,7 @@ def known(boxed: VideoLlama, tmp_path_factory: pytest.TempPathFactory) -> list[t
     scenes = list(world.scenes(1000, 2, n_things=2, n_sounds=1))
     for i, made in enumerate(scenes):
         world.write(made, folder / f"{i}.mp4", silence=True)
-    return list(truth.cases(boxed, scenes, folder))
+    return [case for i in range(2) for case in truth.cases(boxed, scenes, folder, i)]
 
 
 def test_causes_are_of_what_was_asked(known: list[truth.Case]) -> None:
@@ -84,7 +84,7 @@ def test_what_is_true_of_both_things_is_not_asked(boxed: VideoLlama, tmp_path: P
     """Two things that move alike: no map of the motion could tell which was meant, and no word is said rather than itself."""
     alike = next(s for s in world.scenes(1000, 40, n_things=2, n_sounds=1) if s.things[0].motion == s.things[1].motion)
     world.write(alike, tmp_path / "0.mp4", silence=True)
-    found = [case for case in truth.cases(boxed, [alike], tmp_path) if case.control == "model"]
+    found = [case for case in truth.cases(boxed, [alike], tmp_path, 0) if case.control == "model"]
     assert found and all(case.kind != "motion" and case.word != case.rather for case in found)
 
 
@@ -96,12 +96,32 @@ def test_heat_on_the_other_branch_is_without_its_sign(known: list[truth.Case]) -
     (row,) = truth._judged(case, way, 0, kept)
     (beside,) = truth._judged(other, way, 0, kept)
     seen, heard = (
-        np.abs(attribute(case.run, at, "integrated_gradients", case.word, progress=False).heat).sum().item()
+        np.abs(
+            attribute(case.run, at, "integrated_gradients", case.word, progress=False).heat.values.reshape(8, -1).sum(1)
+        ).sum()
         for at in ("patches", "audio_features")
     )
     assert beside["share"] == pytest.approx(heard / (heard + seen), rel=0.02) and "share" not in row
     assert 0 <= row["error"] < 0.1 and "beats" not in row
     assert "share" not in truth._judged(other, "saliency", 0, kept)[0]  # a slope per pixel, and one per mel cell
+    (later,) = truth._judged(other, way, 0, truth.Kept())
+    assert "share" not in later  # nothing is compared with what was found in another run
+
+
+def test_shares_are_of_maps_and_not_of_kinds() -> None:
+    rows = pd.DataFrame(
+        [{"question": "shape", "explained": "model", "way": "w", "beats": 1.0}]
+        + [{"question": "hear", "explained": "model", "way": "w", "beats": 0.0}] * 9
+    ).assign(pointing=1.0, mass=1.0, area=0.1, rank=1.0, chance=0.1, forwards=1, backwards=0, seconds=0.1)
+    text = truth.markdown(truth._table(rows))
+    assert "| true (n 10) |" in text and "| 0.10 |" in text
+
+
+def test_in_two_processes_it_is_the_same(boxed: VideoLlama) -> None:
+    one, two = (
+        truth.compare(boxed, 2, seed=2000, ways=["gradient x input"], controls=0, processes=n, quiet=True) for n in (1, 2)
+    )
+    assert one.drop(columns="seconds").equals(two.drop(columns="seconds"))
 
 
 def test_the_best_way_and_chance(boxed: VideoLlama) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -40,26 +41,24 @@ def explain(
         int, typer.Option(help="Maps that know nothing, to measure beside, 19 at least; 0 measures nothing.", min=0)
     ] = 20,
     model: Annotated[str, typer.Option(help="'box', a converted folder, or a hub name.")] = "box",
-    seed: Annotated[int, typer.Option(help="Of everything that is drawn.", min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="Of everything that is drawn.", min=0, max=2**32 - 1)] = 0,
     batch: Annotated[int, typer.Option(help="Changed copies that are computed together.", min=1)] = 16,
 ) -> None:
     """Which of what it saw, heard and read made it say that: heat, and how true of the model that is."""
     out = out.absolute()
     _check_folder(out)
-    from vlt.explain.attribution import attribute
+    from vlt.explain.attribution import attribute, check_method
     from vlt.explain.faithfulness import check_controls
-    from vlt.explain.scorer import check_place
     from vlt.inputs.clip import Clip
     from vlt.model.load import load
     from vlt.probe.trace import trace
 
     if controls:
         check_controls(controls)
-    for place in at or ():
-        check_place(place)
+    for place in at or ["prefix"]:
+        check_method(method, place)
     run = trace(load(model), Clip(clip), ask)
-    own = {"video": "frames", "audio": "spectrograms"}
-    places = list(dict.fromkeys(at or ["parts", *(own[branch] for branch in sorted(set(run.prompt.branches), reverse=True))]))
+    places = list(dict.fromkeys(at or _usual(method, run.prompt.branches)))
     pictures = {"frames", "patches"} & set(places)
     if smooth and not pictures:
         raise VltError(f"--smooth {smooth}: there is no heat on pictures at {', '.join(places)}; add --at frames or patches")
@@ -86,6 +85,14 @@ def _check_folder(out: Path) -> None:
         raise VltError(f"{out.parent}: is no folder that can be written in")
 
 
+def _usual(method: str, branches: Sequence[str]) -> list[str]:
+    from vlt.explain.attribution import places_of
+
+    features = method == "grad_cam"
+    own = {"video": "patches" if features else "frames", "audio": "audio_features" if features else "spectrograms"}
+    return [at for at in ("parts", *(own[b] for b in own if b in branches)) if at in places_of(method)]
+
+
 def _measured(heat: Attribution, controls: int, seed: int) -> tuple[Faithfulness | None, dict[str, Any]]:
     """How true it is, if that is asked for, and all that is told of it."""
     if not controls:
@@ -94,17 +101,18 @@ def _measured(heat: Attribution, controls: int, seed: int) -> tuple[Faithfulness
 
     truth = faithfulness(heat, controls=controls, seed=seed)
     row = _row(heat, truth)
-    if whole := {str(name): size for name, size in list(heat.heat.sizes.items())[1:]}:
-        # a map can be true of segments, and not of the mel cells in them
+    whole = {str(name): size for name, size in list(heat.heat.sizes.items())[1:]}
+    if whole and len(heat.heat) >= 4:  # a map can be true of segments, and not of the mel cells in them
         again = faithfulness(heat, cells=whole, controls=controls, shifted=False, seed=seed)
-        row[f"p of whole {heat.heat.dims[0]}s"] = float(again.table["p"]["gain"])
+        row[f"p of whole {heat.heat.dims[0]}s"] = float(again.table["random p"]["gain"])
     return truth, row
 
 
 def _write(out: Path, heat: Attribution, truth: Faithfulness | None) -> None:
     from vlt.view import figures
 
-    figures.save(heat.figure(truth), out / f"{heat.at}.png")
+    if heat.has_picture:
+        figures.save(heat.figure(truth), out / f"{heat.at}.png")
     if truth is not None:
         figures.save(truth.figure(), out / f"{heat.at}-faithfulness.png")
     write_whole(out / f"{heat.at}.csv", heat.heat.rename("heat").to_dataframe().to_csv())
@@ -143,7 +151,7 @@ def _print(answer: str, rows: list[dict[str, Any]]) -> None:
             found = row["faithfulness"]
             cells += [f"{found[m]['value']:.2f} ({found[m]['random']:.2f})" for m in ("deletion", "insertion")]
             whole = [f"{value:.2f} ({name[11:]})" for name, value in row.items() if name.startswith("p of whole ")]
-            cells += [f"{found['gain']['p']:.2f}", *whole]
+            cells += [f"{max(p for name, p in found['gain'].items() if name.endswith(' p') and p == p):.2f}", *whole]
         table.add_row(row["at"], escape(terminal.printable(hottest)), *cells)
     terminal.out.print(table)
     for row in rows:
@@ -162,6 +170,7 @@ def truth(
     controls: Annotated[
         int, typer.Option(help="Random maps, to measure faithfulness beside, 19 at least; 0 measures none.", min=0)
     ] = 19,
+    processes: Annotated[int, typer.Option(help="Clips that are explained at a time.", min=1, max=64)] = 1,
     model: Annotated[str, typer.Option(help="'box', or a folder that knows the small world.")] = "box",
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the rows here.", show_default=False)] = None,
     figure: Annotated[Path | None, typer.Option(help="Draw them here (png, svg or pdf).", show_default=False)] = None,
@@ -172,7 +181,7 @@ def truth(
     from vlt.model.load import load
     from vlt.train import truth as judged
 
-    table = judged.compare(load(model), clips, seed, way or (), controls)
+    table = judged.compare(load(model), clips, seed, way or (), controls, processes)
     terminal.hand_out(judged.markdown(table), json.loads(table.to_json(orient="records")), json_file)
     if figure is not None:
         from vlt.view import figures

@@ -30,9 +30,8 @@ def attention(task: Task) -> Tensor:
     """Raw attention of the last layer, mean over heads. At the prefix the place that predicts the word looks; elsewhere the
     stage's own Q-Former (its queries' mean) or ImageBind's class token, which know nothing of the question; so it is
     nowhere comparable with that at another stage, and there is none at "parts". Unsigned."""
-    if task.scorer.at == PARTS:
-        raise VltError("raw attention tells nothing of how frames, segments and words compare; take rollout or relevance")
-    return _at_stage(task, "attention", lambda run, word: {(name := READ[task.scorer.at]): _raw(run, name, word)})
+    name = READ[task.scorer.at]
+    return _at_stage(task, "attention", lambda run, word: {name: _raw(run, name, word)})
 
 
 def rollout(task: Task) -> Tensor:
@@ -46,10 +45,7 @@ def relevance(task: Task) -> Tensor:
 
 
 def _at_stage(task: Task, how: str, read: Any) -> Tensor:
-    run, at, target = task.scorer.run, task.scorer.at, task.scorer.target
-    places = [*READ, *([PARTS] if how != "attention" else [])]
-    if at not in places:
-        raise VltError(f"{how} has heat at {', '.join(places)}; not at {at!r}")
+    run, target = task.scorer.run, task.scorer.target
     if isinstance(target, tuple | list):
         raise VltError(f"{how} follows one word, or each of the answer's; it knows no contrast ({target!r})")
     words = range(len(run.answer.tokens)) if target == "answer" else [run.word(target)]
@@ -79,12 +75,9 @@ def _of_word(task: Task, found: Any) -> Tensor:
     return _over_mel(run, heat, task.value.shape[-2:]) if at == "spectrograms" else heat.flatten()
 
 
-def _raw(run: Trace, name: str, word: int) -> np.ndarray | None:
+def _raw(run: Trace, name: str, word: int) -> np.ndarray:
     patterns = {"tokens": "language_model.*.self", "video": "image_qformer.*.cross", "frame_tokens": "video_qformer.*.cross"}
     patterns |= {"audio": "imagebind.*.self", "segments": "audio_qformer.*.cross"}
-    branch = {"tokens": None, "video": "video", "frame_tokens": "video"}.get(name, "audio")
-    if branch is not None and branch not in run.prompt.branches:
-        return None
     last = match(patterns[name], run.sites, ("self", "cross"))[-1].name
     rows = {"tokens": run.row.begin - 1 + word, "audio": 0}.get(name)
     heat = run.attention(last, rows=rows, mean=True).values

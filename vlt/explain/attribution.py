@@ -13,10 +13,10 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from vlt.errors import VltError, nearest
+from vlt.errors import VltError, check_seed, check_type
 from vlt.explain import attention, methods
 from vlt.explain.methods import Progress, Task
-from vlt.explain.scorer import PARTS, WIDTHS, Target, scorer
+from vlt.explain.scorer import PARTS, PLACES, WIDTHS, Target, check_place, scorer
 from vlt.probe.labels import labelled
 from vlt.probe.trace import Trace
 from vlt.view import figures
@@ -53,8 +53,8 @@ EIGHTHS = {"frames": ("height", "width"), "spectrograms": ("mel", "time")}
 @dataclasses.dataclass(frozen=True)
 class Attribution:
     """heat: what each place brings [the stage's axes without its width], above 0 where it speaks for the target; of methods
-    that are said to be unsigned, only how much. run, at, method, target, baseline, options, seed: what was asked. score:
-    of the target; score_without: of the baseline. error: by how much the heat's sum misses their difference
+    that are said to be unsigned, only how much. run, at, method, target, baseline, options, seed: what was asked, or
+    chosen. score: of the target; score_without: of the baseline. error: by how much the heat's sum misses their difference
     (completeness), nan where the method promises none. forwards, backwards: rows that went through the language model;
     seconds: it took."""
 
@@ -85,6 +85,11 @@ class Attribution:
             asked = f" ({more} = {self.options[more]})" if more in self.options else ""
             out.append(f"The heat sums to {brings + self.error:.2f} and should to {brings:.2f}: ask for more {more}{asked}.")
         return out
+
+    @property
+    def has_picture(self) -> bool:
+        """Soft tokens and queries of one branch are places of nothing that can be drawn."""
+        return bool({"part", "token", "frame", "frame_token", "segment"} & set(self.heat.dims))
 
     def figure(self, faithfulness: Any = None) -> Figure:
         """The heat over the frames, the spectrogram, the words, or as bars; with what `vlt.faithfulness` found, under a
@@ -140,9 +145,9 @@ def attribute(
     Raises `VltError` for a method, target, option, baseline or cells that do not fit; nothing is run before that but the
     stage itself.
     """
-    if method not in METHODS:
-        raise VltError(f"no method {method!r}; {nearest(method, METHODS)}; all: {', '.join(METHODS)}")
+    check_method(method, at)
     methods.check_options(METHODS[method], options)
+    check_seed(seed)
     start = time.perf_counter()
     score = scorer(run, at, target, batch)
     without, name = score.without(baseline)
@@ -160,6 +165,25 @@ def attribute(
     seconds = time.perf_counter() - start
     told = (array, run, at, method, target, name, task.options, seed, whole, rest, error)
     return Attribution(*told, passes, task.backwards, seconds, task)
+
+
+def check_method(method: str, at: str) -> None:
+    """Refuses methods that are none, and what a method has no heat at."""
+    check_type(method, str, "a method")
+    check_place(at)
+    if method not in METHODS:
+        raise VltError(f"no method {method!r}; all: {', '.join(METHODS)}")
+    places = places_of(method)
+    if at not in places:
+        why = "; what it has there tells nothing of how they compare" if (method, at) == ("attention", PARTS) else ""
+        raise VltError(f"{method} has heat at {', '.join(places)}; not at {at!r}{why}")
+
+
+def places_of(method: str) -> list[str]:
+    """Where a method has heat: attention where somebody looks, Grad-CAM where there are features of many places."""
+    if method in READ_ATTENTION:
+        return [*attention.READ, *([PARTS] if method != "attention" else [])]
+    return [at for at in PLACES if method != "grad_cam" or at not in ("frames", "spectrograms", PARTS)]
 
 
 def heat_of(method: str, task: Task, seed: int) -> Tensor:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import math
 from collections.abc import Mapping
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import pandas as pd
@@ -12,11 +15,12 @@ import torch
 import xarray as xr
 from tqdm.auto import tqdm
 
-from vlt.errors import VltError, check_type
+from vlt.errors import VltError, check_seed, check_type
 from vlt.explain import methods
 from vlt.explain.attribution import READ_ATTENTION, Attribution, heat_of
 from vlt.explain.methods import Task
 from vlt.explain.scorer import scorer
+from vlt.probe.trace import Trace
 from vlt.view import figures
 from vlt.view.drawing import WARNS, Figure
 
@@ -26,18 +30,23 @@ TOP = (0.01, 0.05, 0.1, 0.2, 0.5)
 MEASURES = {"gain": 1, "deletion": -1, "insertion": 1, "comprehensiveness": 1, "sufficiency": -1, "infidelity": -1}
 MEASURES |= {"sensitivity": -1}
 CONTROLS = ("random", "shifted")
-LEVEL = 0.05  # a map that knows nothing is called true as often as this, and no oftener
-ENOUGH = 19  # random maps, with which 1 / (1 + ENOUGH) reaches the level
-WARNING = "Cell by cell it does not beat random maps (p = {:.2f}): that the answer hangs on what it calls hot is not shown."
+LEVEL = 0.05  # a map that knows nothing is called true no oftener than this
+ENOUGH = 19  # controls of a kind, with which 1 / (1 + ENOUGH) reaches the level
+WARNINGS = {
+    "random": "Cell by cell, random maps do as well (p = {:.2g}): that the answer hangs on what it calls hot is not shown.",
+    "shifted": "Moved elsewhere by lot, it does as well (p = {:.2g}): that the answer hangs on where it is hot is not shown.",
+}
+# Scores of what was left in, of runs that are still there: run -> (stage, target, what the cells are) -> cells -> score.
+_SCORED: WeakKeyDictionary[Trace, dict[Any, dict[bytes, float]]] = WeakKeyDictionary()
 
 
 @dataclasses.dataclass(frozen=True)
 class Faithfulness:
     """curves: score [curve, map, bound, fraction] as more and more places are taken away ("deletion", the hottest first) or
     put in ("insertion"); maps are "own" and the controls, bounds their mean, low and high. table: by measure, its value,
-    of each control mean, low and high, and p: the chance that a map that knows nothing does as well, (1 + random maps
-    that do) / (1 + random maps). beats: measure -> is p at most 0.05? true: does the gain beat random maps? Low and high
-    hold the middle 95 % of maps."""
+    of each kind of control mean, low, high (they hold the middle 95 % of maps) and p: the chance that a control does as
+    well, (1 + those that do) / (1 + all). beats: measure -> is every p at most 0.05? (Sensitivity has none: a map can be
+    steady and wrong.) true: does the gain beat all controls?"""
 
     curves: xr.DataArray
     table: pd.DataFrame
@@ -48,7 +57,10 @@ class Faithfulness:
     @property
     def warning(self) -> str:
         """What must stand beside the map; "" where it is true."""
-        return "" if self.true else WARNING.format(self.table["p"]["gain"])
+        for kind, warning in WARNINGS.items():
+            if f"{kind} p" in self.table and (p := self.table[f"{kind} p"]["gain"]) > LEVEL:
+                return warning.format(p)
+        return ""
 
     def figure(self) -> Figure:
         """The curves, with those of the controls."""
@@ -69,7 +81,6 @@ def faithfulness(
     noise: float = 0.02,
     seed: int = 0,
     progress: bool = True,
-    known: dict[bytes, float] | None = None,
 ) -> Faithfulness:
     """Measures of one attribution, each beside maps that know nothing, on the same run, target, baseline and cells.
 
@@ -79,14 +90,15 @@ def faithfulness(
     the hottest 1, 5, 10, 20, 50 % of the cells; sufficiency: how much is lost with nothing but them. infidelity: mean
     squared difference between what the heat says that taking away random halves costs, and what it costs (Yeh et al.,
     arXiv 1901.09392), the heat scaled to fit best. sensitivity (same paper), only if `samples` are asked for, as each
-    runs the method again: the greatest change of the heat, over its length, under noise of `noise` times the deviation of
-    the stage's values.
+    runs the method again: the greatest change of the heat, over its length, under noise of `noise` root mean squares of
+    what the values differ from the baseline by. "Hottest" goes by the heat of whole cells with its sign, also of methods
+    that give none: a map of mere sizes is punished where it is hot and speaks against.
 
     cells: what is taken away together, as for `attribute`; by default as there. A map can be true of segments and untrue
-    of the mel cells in them. Of 8 cells one is hottest by chance in an eighth of maps: p says so.
-    controls: how many of each kind: "random", numbers drawn for every cell; and, if wanted, "shifted", the heat moved
-    round along every axis by lot, so that it is as smooth as it was (shuffled cell by cell it would rank as random ones
-    do). known: scores of what is left in, kept between calls for the same run, stage, target, baseline and cells.
+    of the mel cells in them.
+    controls: how many of each kind. "random": a number drawn for every cell. "shifted": the heat moved round along every
+    axis by lot, so that it is as smooth as it was; a smooth map that knows nothing beats random ones too often, and not
+    these. Fewer than 20 cells, such as 8 whole segments, can be moved to too few places for that: there p is nan.
 
     Raises `VltError` for fewer than 4 cells or 19 controls, and where sensitivity cannot be measured.
     """
@@ -95,44 +107,64 @@ def faithfulness(
     if cells is not None:
         task = dataclasses.replace(task, cells=methods.cells(task.axes, task.value, cells))
     count = task.n_cells
-    _check(count, steps, controls, samples, noise)
+    _check(count, steps, controls, samples, noise, seed)
+    if not np.isfinite(attribution.heat).all():
+        raise VltError("this heat has numbers that are not finite (nan or infinity): it is no map")
     draw = np.random.default_rng(seed)
     luck, gone = draw.random(count), draw.random((4 * steps, count)) < 0.5
     numbers = _numbers(attribution, task)
     maps = _maps(attribution.heat.values, numbers, controls, shifted, draw)
-    left = {kind: [_left(values, luck, steps) for values in found] for kind, found in maps.items()}
+    fractions = np.unique(np.round(np.linspace(0, 1, steps + 1) * count)) / count  # fewer, where there are fewer cells
+    left = {kind: [_left(values, luck, fractions) for values in found] for kind, found in maps.items()}
     asked = np.concatenate([~gone, *(each for found in left.values() for each in found)])
-    scores = iter(_scores(task, asked, {} if known is None else known, progress))
+    scores = iter(_scores(task, asked, _known(attribution, task), progress))
     lost = attribution.score - np.array([next(scores) for _ in gone])
     shaken = _shaken(attribution, samples, noise, draw)
     rows: list[dict[str, Any]] = []
     curves: dict[str, list[np.ndarray]] = {kind: [] for kind in maps}
     for kind, found in maps.items():
         for values, each in zip(found, left[kind], strict=True):
-            curve, measures = _measured(np.array([next(scores) for _ in each]), attribution.score, steps)
-            measures["infidelity"] = _infidelity(values * np.bincount(numbers.ravel()), gone, lost)
+            curve, measures = _measured(np.array([next(scores) for _ in each]), attribution.score, fractions)
+            measures["infidelity"] = _infidelity(values, gone, lost)
             if samples:
                 measures["sensitivity"] = _sensitivity(kind, attribution.heat.values, shaken, draw)
             rows.append({"map": kind, **measures})
             curves[kind].append(curve)
-    table = _summary(pd.DataFrame(rows))
-    beats = {str(measure): bool(p <= LEVEL) for measure, p in table["p"].items()}
-    return Faithfulness(_bounds(curves, steps), table, beats, beats["gain"], attribution)
+    table = _summary(pd.DataFrame(rows), count)
+    p = table[[f"{kind} p" for kind in maps if kind != "own"]].max(axis=1).drop("sensitivity", errors="ignore")
+    beats = {str(measure): bool(worst <= LEVEL) for measure, worst in p.items()}
+    return Faithfulness(_bounds(curves, fractions), table, beats, beats["gain"], attribution)
 
 
 def check_controls(controls: int) -> None:
+    """Of each kind."""
     check_type(controls, int, "a number of controls")
-    if controls < ENOUGH:
-        raise VltError(f"controls: {controls} random maps; with fewer than {ENOUGH} no map can be told from chance at {LEVEL}")
+    if not ENOUGH <= controls <= 10_000:
+        raise VltError(f"{controls} controls; needed are {ENOUGH}, or no map can be told from chance at {LEVEL}, to 10,000")
 
 
-def _check(cells: int, steps: int, controls: int, samples: int, noise: float) -> None:
+def _check(cells: int, steps: int, controls: int, samples: int, noise: float, seed: int) -> None:
     check_controls(controls)
-    if cells < 4 or not 2 <= steps <= 1000 or controls > 10_000 or not 0 <= samples <= 1000 or noise <= 0:
+    check_seed(seed)
+    for name, value in {"steps": steps, "samples": samples}.items():
+        check_type(value, int, f"a number of {name}")
+    check_type(noise, (int, float), "noise")
+    if cells < 4 or not 2 <= steps <= 1000 or not 0 <= samples <= 1000 or not 0 < noise < math.inf:
         raise VltError(
-            f"{cells} cells, {steps} steps, {controls} controls, {samples} samples, noise {noise}; needed are 4 cells, 2 "
-            "steps and 0 samples at least, at most 10,000 controls, and noise above 0"
+            f"{cells} cells, {steps} steps, {samples} samples, noise {noise}; needed are 4 cells, 2 steps and 0 samples "
+            "at least, and noise above 0"
         )
+
+
+def _known(attribution: Attribution, task: Task) -> dict[bytes, float]:
+    """Scores of the same run, stage, target, baseline and cells that were computed before."""
+    if attribution.run is None:
+        return {}
+    told = hashlib.sha256()
+    for tensor in (task.value, task.baseline, task.cells):
+        told.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    key = (attribution.at, repr(attribution.target), told.digest())
+    return _SCORED.setdefault(attribution.run, {}).setdefault(key, {})
 
 
 def _numbers(attribution: Attribution, task: Task) -> np.ndarray:
@@ -147,27 +179,31 @@ def _numbers(attribution: Attribution, task: Task) -> np.ndarray:
 def _maps(
     heat: np.ndarray, cells: np.ndarray, controls: int, shifted: bool, draw: np.random.Generator
 ) -> dict[str, list[np.ndarray]]:
-    """By kind, each map as the mean heat of every cell [cell]."""
+    """By kind, each map as the heat of every cell [cell], which is taken away as a whole."""
     count = int(cells.max()) + 1
     out = {"own": [_by_cell(heat, cells)], "random": [draw.random(count) for _ in range(controls)]}
     return out | ({"shifted": [_by_cell(_moved(heat, draw), cells) for _ in range(controls)]} if shifted else {})
 
 
 def _by_cell(heat: np.ndarray, cells: np.ndarray) -> np.ndarray:
-    return np.bincount(cells.ravel(), heat.ravel()) / np.bincount(cells.ravel())
+    return np.bincount(cells.ravel(), heat.ravel())
 
 
 def _moved(heat: np.ndarray, draw: np.random.Generator) -> np.ndarray:
-    return np.roll(heat, [int(draw.integers(size)) for size in heat.shape], axis=tuple(range(heat.ndim)))
+    """Somewhere else."""
+    far = [0]
+    while not any(far):
+        far = [int(draw.integers(size)) for size in heat.shape]
+    return np.roll(heat, far, axis=tuple(range(heat.ndim)))
 
 
-def _left(values: np.ndarray, luck: np.ndarray, steps: int) -> np.ndarray:
+def _left(values: np.ndarray, luck: np.ndarray, fractions: np.ndarray) -> np.ndarray:
     """Which cells are left in, one row after the other of what `_measured` wants [row, cell] bool. Cells that are equally
     hot go in the order of luck [cell], which is the same for all maps."""
     count = len(values)
     rank = np.empty(count, dtype=int)
     rank[np.lexsort((luck, -values))] = np.arange(count)
-    sizes = [np.round(np.linspace(0, 1, steps + 1) * count), np.maximum(np.round(np.asarray(TOP) * count), 1)]
+    sizes = [np.round(fractions * count), np.maximum(np.round(np.asarray(TOP) * count), 1)]
     hottest, top = (rank[None] < n[:, None] for n in sizes)
     return np.concatenate([~hottest, hottest, ~top, top])
 
@@ -187,10 +223,10 @@ def _scores(task: Task, there: np.ndarray, known: dict[bytes, float], progress: 
     return [known[key] for key in keys]
 
 
-def _measured(scores: np.ndarray, whole: float, steps: int) -> tuple[np.ndarray, dict[str, float]]:
+def _measured(scores: np.ndarray, whole: float, fractions: np.ndarray) -> tuple[np.ndarray, dict[str, float]]:
     """The two curves [curve, fraction], and what comes of them. scores: of the rows of `_left`; whole: with all cells."""
-    deletion, insertion, without, alone = np.split(scores, np.cumsum([steps + 1, steps + 1, len(TOP)]))
-    areas = [float(np.trapezoid(curve, dx=1 / steps)) for curve in (deletion, insertion)]
+    deletion, insertion, without, alone = np.split(scores, np.cumsum([len(fractions)] * 2 + [len(TOP)]))
+    areas = [float(np.trapezoid(curve, fractions)) for curve in (deletion, insertion)]
     measures = {
         "gain": areas[1] - areas[0],
         "deletion": areas[0],
@@ -217,9 +253,10 @@ def _shaken(attribution: Attribution, samples: int, noise: float, draw: np.rando
     if samples and reads and run.edits:
         raise VltError(f"sensitivity of {attribution.method} is measured on unedited runs; this one has {len(run.edits)} edits")
     out = []
+    size = noise * (task.value - task.baseline).square().mean().sqrt()
     for _ in range(samples):
         change = torch.as_tensor(draw.uniform(-1, 1, task.value.shape), dtype=task.value.dtype, device=task.value.device)
-        value = task.value + noise * task.value.std() * change
+        value = task.value + size * change
         score = task.scorer
         if reads:
             score = scorer(run.again({**run.given, at: value}), at, attribution.target, score.batch)
@@ -237,7 +274,7 @@ def _sensitivity(kind: str, heat: np.ndarray, shaken: list[np.ndarray], draw: np
     return max(float(np.linalg.norm(other - heat)) for other in others) / max(float(np.linalg.norm(heat)), 1e-30)
 
 
-def _summary(table: pd.DataFrame) -> pd.DataFrame:
+def _summary(table: pd.DataFrame, count: int) -> pd.DataFrame:
     rows = []
     own = table[table["map"] == "own"].iloc[0]
     for measure, sign in MEASURES.items():
@@ -245,15 +282,17 @@ def _summary(table: pd.DataFrame) -> pd.DataFrame:
             continue
         row: dict[str, Any] = {"measure": measure, "value": float(own[measure])}
         for kind, found in table.groupby("map", sort=False)[measure]:
-            if kind != "own":
-                row |= {kind: found.mean(), f"{kind} low": found.quantile(0.025), f"{kind} high": found.quantile(0.975)}
-        random = table.loc[table["map"] == "random", measure]
-        row["p"] = (1 + int((sign * (random - own[measure]) >= 0).sum())) / (1 + len(random))
+            if kind == "own":
+                continue
+            row |= {kind: found.mean(), f"{kind} low": found.quantile(0.025), f"{kind} high": found.quantile(0.975)}
+            as_good = int((sign * (found - own[measure]) >= 0).sum())
+            told = measure != "sensitivity" and (kind == "random" or count >= 1 / LEVEL)
+            row[f"{kind} p"] = (1 + as_good) / (1 + len(found)) if told else np.nan
         rows.append(row)
     return pd.DataFrame(rows).set_index("measure")
 
 
-def _bounds(curves: dict[str, list[np.ndarray]], steps: int) -> xr.DataArray:
+def _bounds(curves: dict[str, list[np.ndarray]], fractions: np.ndarray) -> xr.DataArray:
     found = []
     for each in curves.values():
         stack = np.stack(each)  # [map, curve, fraction]
@@ -265,7 +304,7 @@ def _bounds(curves: dict[str, list[np.ndarray]], steps: int) -> xr.DataArray:
             "curve": ["deletion", "insertion"],
             "map": list(curves),
             "bound": ["mean", "low", "high"],
-            "fraction": np.linspace(0, 1, steps + 1),
+            "fraction": fractions,
         },
         name="score",
     )

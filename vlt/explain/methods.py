@@ -97,7 +97,7 @@ def cells(axes: list[Axis], value: Tensor, sizes: Mapping[str, int]) -> Tensor:
         if axis.name in WIDTHS:
             continue
         size = sizes.get(axis.name, 1)
-        if not isinstance(size, int) or not size >= 1:
+        if not isinstance(size, int) or isinstance(size, bool) or not size >= 1:
             raise VltError(f"cells: {axis.name} = {size!r}; expected a number of places from 1 on")
         along = (torch.arange(axis.size) // size).view([-1 if j == i + 1 else 1 for j in range(value.ndim)])
         number = number * (int(along.max()) + 1) + along
@@ -113,6 +113,8 @@ def check_options(method: Callable[..., Tensor], options: Mapping[str, Any]) -> 
             raise VltError(f"{method.__name__} has no option {name!r}; {has}")
         if name.startswith("n_") and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
             raise VltError(f"{name} = {value!r}; expected a whole number from 1 on")
+        if name == "stride" and not (isinstance(value, Mapping) and all(type(step) is int for step in value.values())):
+            raise VltError(f"stride = {value!r}; expected {{axis: whole number of places}}")
         if name == "deviation" and (isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf):
             raise VltError(f"deviation = {value!r}; expected a number above 0")
 
@@ -205,8 +207,6 @@ def gradient_shap(task: Task, n_samples: int = 25) -> Tensor:
 def grad_cam(task: Task) -> Tensor:
     """Grad-CAM (Selvaraju et al., arXiv 1610.02391): a place's numbers, weighted by their gradients' mean over the places
     of the same frame, or over all segments or queries, where above 0. Unsigned."""
-    if len(task.widths) != 1 or task.scorer.at in ("frames", "spectrograms"):
-        raise VltError(f"grad_cam needs a stage of features, such as 'patches' or 'frame_tokens'; got {task.scorer.at!r}")
     (width,) = task.widths
     with torch.enable_grad():
         x = task.leaf()
@@ -274,6 +274,8 @@ def kernel_shap(task: Task, n_samples: int | None = None) -> Tensor:
     """Shapley values by weighted regression on random sets of cells (Lundberg and Lee, arXiv 1705.07874). n_samples: sets
     (by default 8 times the cells, 200 at least)."""
     count = task.options["n_samples"] = n_samples or max(200, 8 * task.n_cells)
+    if count < task.n_cells:
+        raise VltError(f"n_samples = {count} sets do not tell {task.n_cells} cells apart; expected as many at least")
     return _by_cell(task, captum.attr.KernelShap, count, n_samples=count)
 
 

@@ -73,7 +73,7 @@ class Scorer:
     """
 
     def __init__(self, run: Trace, at: str, target: Target, batch: int) -> None:
-        if not isinstance(batch, int) or batch < 1:
+        if not isinstance(batch, int) or isinstance(batch, bool) or batch < 1:
             raise VltError(f"batch {batch!r}; expected a number of rows from 1 on")
         self.run, self.at, self.target, self.batch, self.forwards = run, at, target, batch, 0
         self.reader = _reader(run, target)
@@ -144,7 +144,7 @@ class Scorer:
             if baseline.shape not in (value.shape, value.shape[1:]):
                 raise VltError(f"a baseline at {self.at!r} has shape {list(value.shape[1:])}; got {list(baseline.shape)}")
             return baseline.to(value).reshape(value.shape), "given"
-        if baseline not in BASELINES:
+        if not isinstance(baseline, str) or baseline not in BASELINES:
             raise VltError(f"no baseline {baseline!r}; {nearest(str(baseline), BASELINES)}, or a tensor")
         with torch.no_grad():
             return getattr(self, f"_{baseline}")(), baseline
@@ -261,7 +261,7 @@ def _reader(run: Trace, target: Target) -> _Reader:
     if target == "answer":
         return _Reader(ids)
     if isinstance(target, tuple | list):
-        if len(target) != 2:
+        if len(target) != 2 or not all(isinstance(word, str) for word in target):
             raise VltError(f"a contrast is of two words, ('bell', 'buzz'); got {target!r}")
         at, other = run.word(target[0]), language.token_of(run.model, target[1])
         if ids[at] == other:

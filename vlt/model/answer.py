@@ -298,9 +298,9 @@ class Answers:
         given = {name: value for name, value in drawing.items() if value is not None}
         if given and not sample:
             raise VltError(f"{', '.join(given)} would change nothing without sample=True")
-        right = all(isinstance(value, int | float) for value in given.values())
-        if not (right and given.get("temperature", 1.0) > 0 and 0 < given.get("top_p", 1.0) <= 1):
-            raise VltError(f"temperature must be above 0, top_p in (0, 1], a seed a number; got {given}")
+        right = all(type(value) in ((int,) if name == "seed" else (int, float)) for name, value in given.items())
+        if not (right and 0 < given.get("temperature", 1.0) < float("inf") and 0 < given.get("top_p", 1.0) <= 1):
+            raise VltError(f"temperature must be above 0, top_p in (0, 1], a seed a whole number; got {given}")
 
     def batched(self: VideoLlama, asked: Sequence[Prompt], prefixes: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
         """One tensor per branch that any prompt has a place for; rows of prompts without that place are never read."""

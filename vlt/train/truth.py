@@ -6,8 +6,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import multiprocessing
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +78,8 @@ WAYS = {
 class Case:
     """A question that the model answers rightly, and where the cause is. run: as it is explained. branch: on which heat is
     judged. word: of the answer, that is explained; rather: than which. cause [frame, row, column] or [segment]: how much
-    of each cell of the grid is of it, 0 to 1. thorough: its faithfulness is measured too, and its controls are explained."""
+    of each cell of the grid is of it, 0 to 1. thorough: its faithfulness is measured too, and its controls are explained.
+    number: of the scene."""
 
     kind: str
     control: str
@@ -85,26 +89,23 @@ class Case:
     rather: str
     cause: np.ndarray
     thorough: bool
+    number: int
 
 
-def cases(model: VideoLlama, scenes: Sequence[Scene], folder: Path) -> Iterator[Case]:
-    """Of each scene one question of every kind, where the answer is right, and would be another of the other thing (two
-    things may move alike); every seventh scene is looked at thoroughly."""
-    strangers = box.newborn(0).eval().requires_grad_(False)
-    nn.Module.to(strangers, model.device)
-    for i, made in enumerate(scenes):
-        path = folder / f"{i}.mp4"
-        world.write(made, path, silence=True)
-        clip, draw = Clip(path), np.random.default_rng([made.seed, 11])
-        thing = int(draw.integers(len(made.things)))
-        asked = [t for t in talk.seen(made, draw) if t.kind in LOOK and _about(t, made, thing)]
-        asked += [t for t in talk.heard(made) if t.kind in LISTEN]
-        for t in asked:
-            run = trace(model, clip, t.question)
-            word, rather = _words(t.kind, made, thing)
-            if run.answer.text != t.answer or word == rather:
-                continue
-            yield from _with_controls(strangers, scenes, i, t, thing, run, thorough=i % 7 == 0)
+def cases(model: VideoLlama, scenes: Sequence[Scene], folder: Path, i: int) -> Iterator[Case]:
+    """Of a scene, whose file is in the folder, one question of every kind, where the answer is right, and would be another
+    of the other thing (two things may move alike); every seventh scene is looked at thoroughly."""
+    made, stranger = scenes[i], box.newborn(0).eval().requires_grad_(False)
+    nn.Module.to(stranger, model.device)
+    clip, draw = Clip(folder / f"{i}.mp4"), np.random.default_rng([made.seed, 11])
+    thing = int(draw.integers(len(made.things)))
+    asked = [t for t in talk.seen(made, draw) if t.kind in LOOK and _about(t, made, thing)]
+    asked += [t for t in talk.heard(made) if t.kind in LISTEN]
+    for t in asked:
+        run = trace(model, clip, t.question)
+        word, rather = _words(t.kind, made, thing)
+        if run.answer.text == t.answer and word != rather:
+            yield from _with_controls(stranger, scenes, i, t, thing, run, thorough=i % 7 == 0)
 
 
 def _about(asked: Talk, made: Scene, thing: int) -> bool:
@@ -119,7 +120,7 @@ def _with_controls(
     looks = asked.kind in LOOK
     branch, cause = ("video", _seen(made, run, thing)) if looks else ("audio", np.array(made.heard, dtype=float))
     word, rather = _words(asked.kind, made, thing)
-    case = Case(asked.kind, "model", run, branch, word, rather, cause, thorough)
+    case = Case(asked.kind, "model", run, branch, word, rather, cause, thorough, i)
     yield case
     if not thorough:
         return
@@ -204,19 +205,25 @@ def judge(grid: np.ndarray, cause: np.ndarray) -> dict[str, float]:
 
 
 def compare(
-    model: VideoLlama, clips: int, seed: int = 1000, ways: Sequence[str] = (), controls: int = ENOUGH, quiet: bool = False
+    model: VideoLlama,
+    clips: int,
+    seed: int = 1000,
+    ways: Sequence[str] = (),
+    controls: int = ENOUGH,
+    processes: int = 1,
+    quiet: bool = False,
 ) -> pd.DataFrame:
     """A row for every kind of question, what is explained and way: n maps; the means of `judge`, "x low" and "x high" their
     95 % intervals (Wilson's of pointing, normal ones else); deletion, insertion and gain less the mean of `controls` random
-    maps', and beats: the share of the tested maps that are true by `vlt.faithfulness` (of maps that know nothing 0.05;
-    controls 0: not measured); error: the median of |what the heat's sum misses| / |what all places bring|, where a method
-    promises completeness; forwards and backwards of the language model and seconds, of one map; share: of the control
-    "other branch", how much of all heat, without its sign, is on the branch that was not asked about (of methods whose
-    heat on both can be compared).
+    maps', and beats: the share of the tested maps that are true by `vlt.faithfulness` (of maps that know nothing at most
+    0.05; controls 0: not measured); error: the median of |what the heat's sum misses| / |what all places bring|, where a
+    method promises completeness; forwards and backwards of the language model and seconds, of one map; share: of the
+    control "other branch", how much of the heat of all frames and segments, each summed and without its sign, is on the
+    branch that was not asked about (of methods whose heat on both can be compared).
 
     Of every clip, with two objects and one sound, one question of every kind, where the model answers rightly; of every
-    seventh clip faithfulness and the controls too. ways: of `WAYS`, by default all. Interrupted (Ctrl-C), it returns what
-    is done.
+    seventh clip faithfulness and the controls too. ways: of `WAYS`, by default all. processes: clips that are
+    explained at a time; the rows are the same, but for the seconds. Interrupted (Ctrl-C), it returns what is done.
     """
     evaluate.check_seed(seed)
     if controls:
@@ -225,32 +232,60 @@ def compare(
         raise VltError(f"no way {unknown[0]!r}; {nearest(unknown[0], WAYS)}")
     scenes = list(world.scenes(seed, clips, n_things=2, n_sounds=1))
     rows: list[dict[str, Any]] = []
-    kept = Kept()
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
         for i, made in enumerate(scenes):
-            world.write(made, Path(folder) / f"{i}.mp4", silence=True)
-        bar = tqdm(cases(model, scenes, Path(folder)), desc="explaining", disable=quiet, unit="case")
+            world.write(made, folder / f"{i}.mp4", silence=True)
+        work = partial(_explained, scenes=scenes, folder=folder, ways=tuple(ways or WAYS), controls=controls)
+        found = _each(model, work, len(scenes), processes)
         with contextlib.suppress(KeyboardInterrupt):  # what is done by then is told: the table says of how many maps
-            for case in bar:
-                rows += [row for way in ways or WAYS for row in _judged(case, way, controls, kept)]
+            for some in tqdm(found, total=len(scenes), desc="explaining", disable=quiet, unit="clip"):
+                rows += some
     if not rows:
         raise VltError("no question was answered rightly: there is nothing to explain")
     return _table(pd.DataFrame(rows))
 
 
+def _each(model: VideoLlama, work: Callable[..., Any], count: int, processes: int) -> Iterator[list[dict[str, Any]]]:
+    """work(model, i) for every i, in their order."""
+    if processes == 1:
+        yield from (work(model, i) for i in range(count))
+        return
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, mp_context=spawn, initializer=_begin, initargs=(model,)) as pool:
+        yield from pool.map(partial(_in_process, work), range(count))
+
+
+_given: dict[str, VideoLlama] = {}  # to a process of its own, once
+
+
+def _begin(model: VideoLlama) -> None:
+    _given["model"] = model
+
+
+def _in_process(work: Callable[..., Any], i: int) -> list[dict[str, Any]]:
+    return list(work(_given["model"], i))
+
+
+def _explained(
+    model: VideoLlama, i: int, scenes: Sequence[Scene], folder: Path, ways: Sequence[str], controls: int
+) -> list[dict[str, Any]]:
+    kept = Kept()
+    return [row for case in cases(model, scenes, folder, i) for way in ways for row in _judged(case, way, controls, kept)]
+
+
 @dataclasses.dataclass
 class Kept:
-    """From one explanation to the next. asked: how much heat each way's map has on the branch that the question is about,
-    for the control that follows it. scores: of what `vlt.faithfulness` left in, of one run, by stage, target and cells."""
+    """From one explanation to the control that follows it. run: what was explained. asked: how much heat each way's map
+    has there, on the branch that the question is about."""
 
     run: Trace | None = None
     asked: dict[str, float] = dataclasses.field(default_factory=dict)
-    scores: dict[Any, dict[bytes, float]] = dataclasses.field(default_factory=dict)
 
 
 def _judged(case: Case, way: str, controls: int, kept: Kept) -> list[dict[str, Any]]:
     if case.control == "model" and kept.run is not case.run:
-        kept.run, kept.asked, kept.scores = case.run, {}, {}
+        kept.run, kept.asked = case.run, {}
     how = WAYS[way]
     where = how.look if case.branch == "video" else how.listen
     if where is None:
@@ -259,22 +294,21 @@ def _judged(case: Case, way: str, controls: int, kept: Kept) -> list[dict[str, A
     found = attribute(case.run, where[0], how.method, target, progress=False, batch=32, **where[1])
     told = {"question": case.kind, "explained": case.control, "way": way}
     cost = {"forwards": found.forwards, "backwards": found.backwards, "seconds": found.seconds}
-    heat = float(abs(found.heat).sum())
+    heat = float(np.abs(found.heat.values.reshape(len(found.heat), -1).sum(1)).sum())
     if case.control == "model":
         kept.asked[way] = heat
         if found.error == found.error:
             cost["error"] = abs(found.error) / max(abs(found.score - found.score_without), 1e-30)
-        cells = (where[0], str(target), str(where[1].get("cells")))
-        cost |= _faithful(case, found, controls, kept.scores.setdefault(cells, {}))
-    elif case.control == "other branch" and how.method in COMPARABLE and way in kept.asked:
+        cost |= _faithful(case, found, controls)
+    elif case.control == "other branch" and case.run is kept.run and how.method in COMPARABLE and way in kept.asked:
         cost["share"] = heat / max(heat + kept.asked[way], 1e-30)
     return [told | judge(on_grid(found.heat.values, case.cause), case.cause) | cost]
 
 
-def _faithful(case: Case, found: Attribution, controls: int, known: dict[bytes, float]) -> dict[str, float]:
+def _faithful(case: Case, found: Attribution, controls: int) -> dict[str, float]:
     if not case.thorough or not controls:
         return {}
-    true = faithfulness(found, steps=5, controls=controls, shifted=False, progress=False, known=known)
+    true = faithfulness(found, steps=5, controls=controls, seed=case.number, progress=False)
     less = true.table["value"] - true.table["random"]
     return {measure: float(less[measure]) for measure in ("deletion", "insertion", "gain")} | {"beats": float(true.true)}
 
@@ -306,15 +340,16 @@ def markdown(table: pd.DataFrame) -> str:
     the branch that was not asked about, when asked to look and to listen."""
     own = table[table["explained"] == "model"]
     kinds, ways = list(dict.fromkeys(own["question"])), list(dict.fromkeys(own["way"]))
+    told = [f"true (n {int(own.groupby('way')['tested'].sum().max())})"] if "beats" in own else []
     lines = []
     for way in ways:
         rows = own[own["way"] == way].set_index("question")
         cells = [f"{rows['pointing'][k]:.2f}" if k in rows.index else "-" for k in kinds]
-        beats = [f"{rows['beats'].mean():.2f}"] if "beats" in rows else []
+        tested = rows[rows["beats"].notna()] if "beats" in rows else rows[:0]
+        beats = [f"{np.average(tested['beats'], weights=tested['tested']):.2f}"] if len(tested) else ["-"] if told else []
         cost = [f"{rows[name].mean():.0f}" for name in ("forwards", "backwards")]
         lines.append([way, *cells, f"{rows['rank'].mean():.2f}", *beats, *cost, f"{rows['seconds'].mean():.1f}"])
     by_kind = own.groupby("question", sort=False)
-    told = ["true"] if "beats" in own else []
     nothing = [f"{by_kind['chance'].mean()[k]:.2f}" for k in kinds]
     lines.append(["*chance*", *nothing, "0.50", *([f"{LEVEL}"] if told else []), "", "", ""])
     head = ["way", *(f"{k} (n {int(by_kind['n'].max()[k])})" for k in kinds), "rank", *told, "forwards", "backwards", "seconds"]
@@ -333,8 +368,8 @@ def _controls(rest: pd.DataFrame, ways: Sequence[str]) -> str:
             mine = rows[rows["explained"] == control]
             cells.append(f"{np.average(mine['pointing'], weights=mine['n']):.2f}" if len(mine) else "-")
         for kinds in (LOOK, LISTEN):
-            shares = rows.loc[rows["question"].isin(kinds), "share"].dropna() if "share" in rows else []
-            cells.append(f"{np.mean(shares):.2f}" if len(shares) else "-")
+            shares = rows[rows["question"].isin(kinds) & rows["share"].notna()] if "share" in rows else rows[:0]
+            cells.append(f"{np.average(shares['share'], weights=shares['n']):.2f}" if len(shares) else "-")
         lines.append([way, *cells])
     nothing = [rest[rest["explained"] == control] for control in controls]
     lines.append(["*chance*", *(f"{np.average(mine['chance'], weights=mine['n']):.2f}" for mine in nothing), "", ""])
