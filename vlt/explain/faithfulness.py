@@ -102,14 +102,11 @@ def faithfulness(
 
     Raises `VltError` for fewer than 4 cells or 19 controls, and where sensitivity cannot be measured.
     """
-    check_type(attribution, Attribution, "what vlt.faithfulness measures")
-    task = attribution.task
-    if cells is not None:
-        task = dataclasses.replace(task, cells=methods.cells(task.axes, task.value, cells))
+    check_controls(controls)
+    check_seed(seed)
+    task = _task(attribution, cells)
     count = task.n_cells
-    _check(count, steps, controls, samples, noise, seed)
-    if not np.isfinite(attribution.heat).all():
-        raise VltError("this heat has numbers that are not finite (nan or infinity): it is no map")
+    _check(count, steps, samples, noise)
     draw = np.random.default_rng(seed)
     luck, gone = draw.random(count), draw.random((4 * steps, count)) < 0.5
     numbers = _numbers(attribution, task)
@@ -143,9 +140,18 @@ def check_controls(controls: int) -> None:
         raise VltError(f"{controls} controls; needed are {ENOUGH}, or no map can be told from chance at {LEVEL}, to 10,000")
 
 
-def _check(cells: int, steps: int, controls: int, samples: int, noise: float, seed: int) -> None:
-    check_controls(controls)
-    check_seed(seed)
+def _task(attribution: Attribution, cells: Mapping[str, int] | None) -> Task:
+    """That of the attribution, perhaps with other cells."""
+    check_type(attribution, Attribution, "what vlt.faithfulness measures")
+    if not np.isfinite(attribution.heat).all():
+        raise VltError("this heat has numbers that are not finite (nan or infinity): it is no map")
+    task = attribution.task
+    if cells is None:
+        return task
+    return dataclasses.replace(task, cells=methods.cells(task.axes, task.value, cells))
+
+
+def _check(cells: int, steps: int, samples: int, noise: float) -> None:
     for name, value in {"steps": steps, "samples": samples}.items():
         check_type(value, int, f"a number of {name}")
     check_type(noise, (int, float), "noise")
