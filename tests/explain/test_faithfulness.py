@@ -229,20 +229,20 @@ def test_maps_that_know_nothing_are_true_no_oftener_than_the_level_says(kind: st
     scorer: Any = OnPaper(value, torch.ones(64, 1), batch=5000)
     task = Task(scorer, value, torch.zeros_like(value), methods.cells(scorer.axes, value, {}), False, {})
     draw, found = np.random.default_rng(1), []
-    for i in range(200):
+    for i in range(150):
         heat = draw.normal(size=64)
         if kind == "smooth":
             heat = np.fft.irfft(np.fft.rfft(heat) * np.exp(-(np.arange(33) ** 2) / 20), 64)
         elif kind == "one number for four cells":
-            heat = np.repeat(heat[:16], 4)
-        found.append(faithfulness(of(heat.tolist(), task), steps=8, controls=19, seed=i, progress=False))
+            heat = np.roll(np.repeat(heat[:16], 4), int(draw.integers(4)))
+        found.append(faithfulness(of(heat.tolist(), task), steps=4, controls=19, seed=i, progress=False))
     assert np.mean([each.true for each in found]) <= 0.08
     by_random = np.mean([each.table["random p"]["gain"] <= 0.05 for each in found])
     untrue = [each for each in found if not each.true]
     for each in untrue:
         begin = "Moved elsewhere by lot" if each.table["random p"]["gain"] <= 0.05 else "Cell by cell, random maps"
         assert each.warning.startswith(begin)
-    assert by_random < 0.085 if kind == "each cell by lot" else by_random > 0.15  # which is why maps are moved, too
+    assert by_random < 0.085 if kind == "each cell by lot" else by_random > 0.1  # which is why maps are moved, too
 
 
 def test_what_is_known_is_not_scored_again(bell: Trace) -> None:

@@ -375,7 +375,7 @@ def test_arguments_of_another_kind_are_refused(bell: Trace) -> None:
         vlt.sweep(bell, {"deaf": vlt.edits.mute()}, candidates=[3])  # type: ignore[list-item]
     with pytest.raises(VltError, match="frames of 0 pixels were asked for"):
         clip.frames(size=0)
-    with pytest.raises(VltError, match="a seed a number; got"):
+    with pytest.raises(VltError, match="a seed a whole number; got"):
         model.answer(clip, "What?", sample=True, seed="x")
 
 

@@ -125,7 +125,7 @@ def test_in_two_processes_it_is_the_same(boxed: VideoLlama) -> None:
 
 
 def test_the_best_way_and_chance(boxed: VideoLlama) -> None:
-    ways = ["integrated gradients, features, rather", "attention"]
+    ways = ["integrated gradients, features, rather", "grad-cam"]
     table = truth.compare(boxed, 2, seed=2000, ways=ways, controls=19, quiet=True)
     rows = table.set_index(["explained", "way", "question"])
     best = rows.loc[("model", ways[0])]

@@ -102,11 +102,9 @@ def faithfulness(
 
     Raises `VltError` for fewer than 4 cells or 19 controls, and where sensitivity cannot be measured.
     """
-    check_controls(controls)
-    check_seed(seed)
     task = _task(attribution, cells)
     count = task.n_cells
-    _check(count, steps, samples, noise)
+    _check(count, steps, controls, samples, noise, seed)
     draw = np.random.default_rng(seed)
     luck, gone = draw.random(count), draw.random((4 * steps, count)) < 0.5
     numbers = _numbers(attribution, task)
@@ -151,7 +149,9 @@ def _task(attribution: Attribution, cells: Mapping[str, int] | None) -> Task:
     return dataclasses.replace(task, cells=methods.cells(task.axes, task.value, cells))
 
 
-def _check(cells: int, steps: int, samples: int, noise: float) -> None:
+def _check(cells: int, steps: int, controls: int, samples: int, noise: float, seed: int) -> None:
+    check_controls(controls)
+    check_seed(seed)
     for name, value in {"steps": steps, "samples": samples}.items():
         check_type(value, int, f"a number of {name}")
     check_type(noise, (int, float), "noise")

@@ -300,7 +300,7 @@ class Answers:
             raise VltError(f"{', '.join(given)} would change nothing without sample=True")
         right = all(type(value) in ((int,) if name == "seed" else (int, float)) for name, value in given.items())
         if not (right and 0 < given.get("temperature", 1.0) < float("inf") and 0 < given.get("top_p", 1.0) <= 1):
-            raise VltError(f"temperature must be above 0, top_p in (0, 1], a seed a whole number; got {given}")
+            raise VltError(f"temperature must be above 0 and top_p in (0, 1], a seed a whole number; got {given}")
 
     def batched(self: VideoLlama, asked: Sequence[Prompt], prefixes: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
         """One tensor per branch that any prompt has a place for; rows of prompts without that place are never read."""
