@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -90,11 +91,11 @@ def test_what_is_true_of_both_things_is_not_asked(boxed: VideoLlama, tmp_path: P
 
 def test_heat_on_the_other_branch_is_without_its_sign(known: list[truth.Case]) -> None:
     """What speaks against the word is heat too: it must not cancel what speaks for it."""
-    way, kept = "integrated gradients, features", truth.Kept()
+    way, asked = "integrated gradients, features", dict[Any, float]()
     case = next(c for c in known if c.kind == "colour" and c.control == "model")
     other = next(c for c in known if c.kind == "colour" and c.control == "other branch" and c.run is case.run)
-    (row,) = truth._judged(case, way, 0, kept)
-    (beside,) = truth._judged(other, way, 0, kept)
+    (row,) = truth._judged(case, way, 0, asked)
+    (beside,) = truth._judged(other, way, 0, asked)
     seen, heard = (
         np.abs(
             attribute(case.run, at, "integrated_gradients", case.word, progress=False).heat.values.reshape(8, -1).sum(1)
@@ -103,8 +104,9 @@ def test_heat_on_the_other_branch_is_without_its_sign(known: list[truth.Case]) -
     )
     assert beside["share"] == pytest.approx(heard / (heard + seen), rel=0.02) and "share" not in row
     assert 0 <= row["error"] < 0.1 and "beats" not in row
-    assert "share" not in truth._judged(other, "saliency", 0, kept)[0]  # a slope per pixel, and one per mel cell
-    (later,) = truth._judged(other, way, 0, truth.Kept())
+    truth._judged(case, "saliency", 0, asked)
+    assert "share" not in truth._judged(other, "saliency", 0, asked)[0]  # a slope per pixel, and one per mel cell
+    (later,) = truth._judged(other, way, 0, {})
     assert "share" not in later  # nothing is compared with what was found in another run
 
 

@@ -270,22 +270,13 @@ def _in_process(work: Callable[..., Any], i: int) -> list[dict[str, Any]]:
 def _explained(
     model: VideoLlama, i: int, scenes: Sequence[Scene], folder: Path, ways: Sequence[str], controls: int
 ) -> list[dict[str, Any]]:
-    kept = Kept()
-    return [row for case in cases(model, scenes, folder, i) for way in ways for row in _judged(case, way, controls, kept)]
+    asked: dict[tuple[Trace, str], float] = {}
+    return [row for case in cases(model, scenes, folder, i) for way in ways for row in _judged(case, way, controls, asked)]
 
 
-@dataclasses.dataclass
-class Kept:
-    """From one explanation to the control that follows it. run: what was explained. asked: how much heat each way's map
-    has there, on the branch that the question is about."""
-
-    run: Trace | None = None
-    asked: dict[str, float] = dataclasses.field(default_factory=dict)
-
-
-def _judged(case: Case, way: str, controls: int, kept: Kept) -> list[dict[str, Any]]:
-    if case.control == "model" and kept.run is not case.run:
-        kept.run, kept.asked = case.run, {}
+def _judged(case: Case, way: str, controls: int, asked: dict[tuple[Trace, str], float]) -> list[dict[str, Any]]:
+    """asked: of a run and a way, how much heat there is on the branch that the question is about, for the control "other
+    branch", which comes later."""
     how = WAYS[way]
     where = how.look if case.branch == "video" else how.listen
     if where is None:
@@ -296,12 +287,12 @@ def _judged(case: Case, way: str, controls: int, kept: Kept) -> list[dict[str, A
     cost = {"forwards": found.forwards, "backwards": found.backwards, "seconds": found.seconds}
     heat = float(np.abs(found.heat.values.reshape(len(found.heat), -1).sum(1)).sum())
     if case.control == "model":
-        kept.asked[way] = heat
+        asked[case.run, way] = heat
         if found.error == found.error:
             cost["error"] = abs(found.error) / max(abs(found.score - found.score_without), 1e-30)
         cost |= _faithful(case, found, controls)
-    elif case.control == "other branch" and case.run is kept.run and how.method in COMPARABLE and way in kept.asked:
-        cost["share"] = heat / max(heat + kept.asked[way], 1e-30)
+    elif case.control == "other branch" and how.method in COMPARABLE and (case.run, way) in asked:
+        cost["share"] = heat / max(heat + asked[case.run, way], 1e-30)
     return [told | judge(on_grid(found.heat.values, case.cause), case.cause) | cost]
 
 
