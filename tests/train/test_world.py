@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -143,6 +144,21 @@ def test_files(tmp_path: Path, n_things: int, n_sounds: int, branches: tuple[str
     if n_sounds:
         starts = [float(a) for a, _ in clip.segments(coverage="whole")]
         assert starts == pytest.approx([0, 2, 4, 6, 8, 10, 12, 14], abs=0.05)
+
+
+@pytest.mark.skipif(
+    not hasattr(os, "sched_setaffinity") or len(os.sched_getaffinity(0)) < 2, reason="needs two cores that can be taken away"
+)
+def test_a_file_is_the_same_however_many_cores_write_it(tmp_path: Path) -> None:
+    """As the numbers are that are measured on it."""
+    made, cores = world.scene(1000, n_things=2, n_sounds=1), os.sched_getaffinity(0)
+    world.write(made, tmp_path / "a.mp4")
+    try:
+        os.sched_setaffinity(0, {min(cores)})
+        world.write(made, tmp_path / "b.mp4")
+    finally:
+        os.sched_setaffinity(0, cores)
+    assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
 
 
 def test_silence_can_be_a_track(tmp_path: Path) -> None:

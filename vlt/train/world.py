@@ -205,7 +205,9 @@ def write(made: Scene, path: Path, crf: int = 23, bit_rate: int = 64_000, silenc
     temporary = path.with_name(f".{path.name}")
     try:
         with av.open(str(temporary), "w", format="mp4") as container:
-            video = container.add_stream("libx264", rate=FPS, options={"crf": str(crf)}) if made.things else None
+            # x264 encodes otherwise with one thread than with more, and would take as many as the machine has.
+            options = {"crf": str(crf), "threads": "2"}
+            video = container.add_stream("libx264", rate=FPS, options=options) if made.things else None
             sound = container.add_stream("aac", rate=voices.RATE, layout="mono") if made.sounds or silence else None
             if video is not None:
                 video.width = video.height = SIDE
