@@ -146,7 +146,7 @@ def test_warning_is_drawn_under_the_map(bell: Trace) -> None:
     inverted.heat.attrs.update(heat.heat.attrs)
     found = faithfulness(inverted, steps=4, controls=19, progress=False)
     figure = inverted.figure(found)
-    assert not found.true and figure.alt.startswith("Warning: Cell by cell, random maps do as well (p = ")
+    assert not found.true and figure.alt.startswith("Warning: Random maps do as well (p = ")
     assert [t.get_color() for t in figure.texts if t.get_text().startswith("⚠")] == ["#B00020"]
 
 
@@ -240,7 +240,7 @@ def test_maps_that_know_nothing_are_true_no_oftener_than_the_level_says(kind: st
     by_random = np.mean([each.table["random p"]["gain"] <= 0.05 for each in found])
     untrue = [each for each in found if not each.true]
     for each in untrue:
-        begin = "Moved elsewhere by lot" if each.table["random p"]["gain"] <= 0.05 else "Cell by cell, random maps"
+        begin = "Moved elsewhere by lot" if each.table["random p"]["gain"] <= 0.05 else "Random maps"
         assert each.warning.startswith(begin)
     assert by_random < 0.085 if kind == "each cell by lot" else by_random > 0.1  # which is why maps are moved, too
 

@@ -53,6 +53,8 @@ def explain(
     from vlt.model.load import load
     from vlt.probe.trace import trace
 
+    if rather is not None and target == "answer":
+        raise VltError(f"--rather {rather} wants a word that is said rather: add --target WORD")
     if controls:
         check_controls(controls)
     for place in at or ["prefix"]:
@@ -74,6 +76,7 @@ def explain(
     rows = [row for *_, row in found]
     told = {"clip": str(clip), "question": ask, "answer": run.answer.text, "model": model, "target": wanted, "heat": rows}
     write_whole(out / "explanation.json", json.dumps(told, indent=1, ensure_ascii=False) + "\n")
+    terminal.note(terminal.limits(model, clip, ask))
     _print(run.answer.text, rows)
     terminal.out.print(f"{out}: figures and numbers", highlight=False, markup=False, soft_wrap=True)
 

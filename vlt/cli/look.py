@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -61,11 +62,12 @@ def probe(
         bar.update(task, description="answering")
         drawn = 0 if sample and seed is None else seed
         answer = loaded.generate_from([prompt], [soft], sample=sample, seed=drawn, max_new_tokens=max_new_tokens)[0]
+    note = loaded.config.note or terminal.limits(model, clip, ask)
     result = {
         "clip": description,
         "question": ask,
         "model": model,
-        "note": loaded.config.note,
+        "note": note,
         "stages": rows,
         "answer": answer.text,
         "ended": answer.ended,
@@ -73,7 +75,7 @@ def probe(
     }
     if json_file is not None:
         write_whole(json_file, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
-    _print_probe(description, rows, answer, loaded.config.note)
+    _print_probe(description, rows, answer, note)
     if html is not None:
         _save_page(html, loaded, opened, ask, options, answer if sample else None, max_new_tokens)
 
@@ -133,8 +135,7 @@ def _print_probe(description: dict[str, Any], rows: list[dict[str, Any]], answer
     for row in rows:
         table.add_row(row["name"], " x ".join(map(str, row["shape"])), ", ".join(row["axes"]), f"{row['ms']:.1f}")
     terminal.out.print(table)
-    if note:
-        terminal.out.print(f"[bold yellow]note[/bold yellow]    {escape(note)}", highlight=False)
+    terminal.note(note)
     ended = "" if answer.ended == "stop" else f"  [dim](cut off after {len(answer.ids)} tokens)[/dim]"
     terminal.out.print(f"[bold]answer[/bold]  {escape(terminal.printable(answer.text))}{ended}", highlight=False)
 
@@ -199,10 +200,11 @@ def sweep(
     rows = sweeping.sweep(run, {**variants, **files}, candidates=candidate or (), keep=keep, batch=batch)
     table = Table("", "answer", "log p", "change", *(escape(c) for c in candidate or ()), box=None, header_style="bold")
     for name, row in rows.iterrows():
-        said = escape(terminal.printable(row["answer"]))
+        said = escape(textwrap.shorten(terminal.printable(row["answer"]), 200, placeholder=" ..."))
         numbers = [f"{row['logprob']:.3f}", f"{row['change']:+.3f}", *(f"{row[c]:.3f}" for c in candidate or ())]
         table.add_row(escape(str(name)), said if row["same"] else f"[bold]{said}[/bold]", *numbers)
     terminal.out.print(table)
+    terminal.note(terminal.limits(model, clip, ask))
     terminal.out.print("log p: of the unedited run's answer, natural logarithm", style="dim", highlight=False)
     if json_file is not None:
         write_whole(json_file, json.dumps(rows.reset_index().to_dict("records"), indent=1, ensure_ascii=False) + "\n")

@@ -41,6 +41,7 @@ METHODS = {
     )
 }
 READ_ATTENTION = ("attention", "rollout", "relevance")
+NO_BASELINE = (*READ_ATTENTION, "saliency", "gradient_x_input", "grad_cam")
 # Whose heat sums to what the whole brings over the baseline.
 COMPLETE = ("integrated_gradients", "gradient_shap", "shapley_sampling", "kernel_shap")
 # Whose heat on pictures is in the same units as that on sound: nats, or shares of what the answer was read from.
@@ -93,12 +94,14 @@ class Attribution:
 
     def figure(self, faithfulness: Any = None) -> Figure:
         """The heat over the frames, the spectrogram, the words, or as bars; with what `vlt.faithfulness` found, under a
-        map that does not beat random ones there stands a warning."""
-        note = f"{self.method.replace('_', ' ')} at {self.at}; baseline: {self.baseline}"
+        map that does not beat what knows nothing there stands a warning."""
+        note = f"{self.method.replace('_', ' ')} at {self.at}"
+        if self.method not in NO_BASELINE or faithfulness is not None:
+            note += f"; {'tested with ' if self.method in NO_BASELINE else ''}baseline: {self.baseline}"
         if self.task.smooth:
             note += f"; smoothed over {self.task.smooth:g} patches"
-        warnings = [*self.warnings, *([faithfulness.warning] if faithfulness is not None and faithfulness.warning else [])]
-        note += "".join(f"\n{WARNS} {warning}" for warning in warnings)
+        note += "".join(f"\n{WARNS} {warning}" for warning in self.warnings)
+        note += f"\n{faithfulness.said}" if faithfulness is not None and faithfulness.said else ""
         heat, kinds = self.heat, set(self.heat.dims)
         if self.at == PARTS:
             return figures.parts(heat, note=note)

@@ -33,7 +33,7 @@ CONTROLS = ("random", "shifted")
 LEVEL = 0.05  # a map that knows nothing is called true no oftener than this
 ENOUGH = 19  # controls of a kind, with which 1 / (1 + ENOUGH) reaches the level
 WARNINGS = {
-    "random": "Cell by cell, random maps do as well (p = {:.2g}): that the answer hangs on what it calls hot is not shown.",
+    "random": "Random maps do as well (p = {:.2g}): that the answer hangs on what it calls hot is not shown.",
     "shifted": "Moved elsewhere by lot, it does as well (p = {:.2g}): that the answer hangs on where it is hot is not shown.",
 }
 # Scores of what was left in, of runs that are still there: run -> (stage, target, what the cells are) -> cells -> score.
@@ -46,27 +46,36 @@ class Faithfulness:
     put in ("insertion"); maps are "own" and the controls, bounds their mean, low and high. table: by measure, its value,
     of each kind of control mean, low, high (they hold the middle 95 % of maps) and p: the chance that a control does as
     well, (1 + those that do) / (1 + all). beats: measure -> is every p at most 0.05? (Sensitivity has none: a map can be
-    steady and wrong.) true: does the gain beat all controls?"""
+    steady and wrong.) true: does the gain beat all controls? cells: those asked for, None if the attribution's own."""
 
     curves: xr.DataArray
     table: pd.DataFrame
     beats: dict[str, bool]
     true: bool
     attribution: Attribution = dataclasses.field(repr=False)
+    cells: Mapping[str, int] | None = None
 
     @property
     def warning(self) -> str:
-        """What must stand beside the map; "" where it is true."""
-        for kind, warning in WARNINGS.items():
-            if f"{kind} p" in self.table and (p := self.table[f"{kind} p"]["gain"]) > LEVEL:
-                return warning.format(p)
-        return ""
+        """What must stand beside the map; "" where it is true. Of the kinds of control, the one it beats least."""
+        if self.true:
+            return ""
+        found = {kind: self.table[f"{kind} p"]["gain"] for kind in WARNINGS if f"{kind} p" in self.table}
+        worst = pd.Series(found).idxmax()
+        return WARNINGS[str(worst)].format(found[worst])
+
+    @property
+    def said(self) -> str:
+        """The warning, and by which cells the map was tested, where by others than its own; mostly nothing."""
+        by = f"Tested by cells of {' x '.join(f'{n} {axis}' for axis, n in self.cells.items())}: " if self.cells else ""
+        if self.warning:
+            return f"{WARNS} {by}{self.warning}"
+        return f"{by}beats what knows nothing; of places within them nothing is shown." if by else ""
 
     def figure(self) -> Figure:
         """The curves, with those of the controls."""
         a = self.attribution
-        note = f"{WARNS} {self.warning}" if self.warning else ""
-        return figures.curves(self.curves, f"{a.method.replace('_', ' ')} at {a.at}", note)
+        return figures.curves(self.curves, f"{a.method.replace('_', ' ')} at {a.at}", self.said)
 
 
 @torch.no_grad()
@@ -128,7 +137,7 @@ def faithfulness(
     table = _summary(pd.DataFrame(rows), count)
     p = table[[f"{kind} p" for kind in maps if kind != "own"]].max(axis=1).drop("sensitivity", errors="ignore")
     beats = {str(measure): bool(worst <= LEVEL) for measure, worst in p.items()}
-    return Faithfulness(_bounds(curves, fractions), table, beats, beats["gain"], attribution)
+    return Faithfulness(_bounds(curves, fractions), table, beats, beats["gain"], attribution, cells)
 
 
 def check_controls(controls: int) -> None:

@@ -43,7 +43,7 @@ def scorer(run: Trace, at: str, target: Target = "answer", batch: int = 16) -> S
 def check_place(at: str) -> None:
     check_type(at, str, "a stage")
     if at not in PLACES:
-        raise VltError(f"attribution at {at!r}; {nearest(at, PLACES)}; it can be at {', '.join(PLACES)}")
+        raise VltError(f"attribution at {at!r}; it can be at {', '.join(PLACES)}")
 
 
 def replaced(run: Trace, values: Mapping[str, Tensor]) -> Trace:

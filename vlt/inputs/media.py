@@ -79,7 +79,9 @@ def open_media(path: Path) -> Iterator[av.container.InputContainer]:
             yield container
     except (av.error.FFmpegError, UnicodeError) as error:
         detail = getattr(error, "strerror", None) or str(error)
-        raise VltError(f"{path}: cannot be read as {KINDS} ({detail}); is it whole, and is it what its name says?") from error
+        raise VltError(
+            f"{path}: cannot be read as {KINDS} ({detail}): it is damaged, or of another kind (ffmpeg turns most into mp4)"
+        ) from error
 
 
 def check_file(path: Path) -> None:

@@ -258,6 +258,7 @@ class Panel {
     this.parts.legend.replaceChildren(
       node("p", { className: "legend" }, `${heat.method.replaceAll("_", " ")} for \u201c${heat.word}\u201d: against `, scale, ` for.${share}`),
     );
+    this.parts.legend.append(...heat.warnings.map((warning) => node("p", { className: "soft" }, `\u26a0 ${warning}`)));
     function sum(numbers) { return numbers.reduce((a, b) => a + b, 0); }
     if (word && !this.saved) this.parts.legend.append(node("p", { className: "soft" }, `took ${fixed(heat.seconds, 1)} s; heat is no proof of a cause: vlt.faithfulness measures it, the switches test it`));
   }
@@ -271,10 +272,11 @@ class Panel {
   paintHeatEverywhere() {
     const { heat } = this.view;
     const frames = heat && heat.frames, top = frames ? this.top("frames") : 1;
+    const glows = frames && greatest(frames) > 0.02 * top; // where nothing does, the pictures keep their colours
     (this.canvases || []).forEach((canvas, i) => {
       const context = canvas.getContext("2d"), image = this.frames[i];
       if (!image || !image.complete || !image.naturalWidth) return;
-      context.filter = frames ? "grayscale(1) contrast(0.6)" : "none";
+      context.filter = glows ? "grayscale(1) contrast(0.6)" : "none";
       context.imageSmoothingEnabled = image.naturalWidth > 160;
       context.drawImage(image, 0, 0, canvas.width, canvas.height);
       context.filter = "none";

@@ -91,9 +91,10 @@ class Probe(anywidget.AnyWidget):
         switches = dict(self.view["switches"])
         for name, value in {"video": video, "audio": audio, "positions": positions}.items():
             if value is not None:
+                check_type(value, bool, f"the switch {name}")
                 if (branch := "video" if name == "positions" else name) not in self.run.setting.branches:
                     raise VltError(f"{name}: this run has no {branch}; it has {', '.join(self.run.setting.branches)}")
-                switches[name] = bool(value)
+                switches[name] = value
         for name, off in {"frames_off": frames_off, "segments_off": segments_off}.items():
             if off is not None:
                 switches[name] = self._numbers(name, off)

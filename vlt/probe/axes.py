@@ -101,6 +101,8 @@ class Axis:
         word = self.words.get(name)
         if word is None:
             raise VltError(f"the axis {self.name!r} has no {match['word']!r}; {nearest(name, self.words)}; say {self._known()}")
+        if b is not None and float(b) < float(a):
+            raise VltError(f"{text!r} ends before it begins")
         if a is None:
             where = word.where
         elif unit:

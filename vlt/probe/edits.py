@@ -288,9 +288,10 @@ def loads(text: str) -> list[Edit]:
     """Edits from what `dumps` wrote. Nothing in it is run. Raises `VltError` where it does not describe edits."""
     try:
         rows = json.loads(text)
-        assert isinstance(rows, list)
+        if not isinstance(rows, list):
+            raise TypeError(f"expected a list of edits, got {type(rows).__name__}")
         return [_loaded(row) for row in rows]
-    except (ValueError, AssertionError, AttributeError, TypeError, KeyError, RecursionError) as error:
+    except (ValueError, AttributeError, TypeError, KeyError, RecursionError) as error:
         if isinstance(error, VltError):
             raise
         raise VltError(f"edits cannot be read from this JSON ({first_line(error)}); `vlt.edits.dumps` writes them") from error

@@ -10,7 +10,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from vlt.errors import VltError
+from vlt.errors import VltError, texts
 from vlt.probe import language
 from vlt.probe.axes import Axis, Index
 from vlt.probe.trace import Trace
@@ -34,14 +34,15 @@ def lens(run: Trace, tokens: Index = "answering", layers: Index = "all", k: int 
     return xr.Dataset({"prediction": (dims, words), "logprob": (dims, top.values.numpy())}, coords)
 
 
-def lens_of(run: Trace, words: Sequence[str], tokens: Index = "answering", layers: Index = "all") -> xr.DataArray:
+def lens_of(run: Trace, words: str | Sequence[str], tokens: Index = "answering", layers: Index = "all") -> xr.DataArray:
     """The same for given words, each of one token (as it stands inside an answer): log p [layer, token, target]."""
+    words = texts(words, "words of lens_of")
     ids = [language.token_of(run.model, word) for word in words]
     log, coords = _readings(run, tokens, layers)
     return xr.DataArray(
         log[..., ids].numpy(),
         dims=["layer", "token", "target"],
-        coords=coords | {"target": list(words)},
+        coords=coords | {"target": words},
         name="log-probability",
     )
 

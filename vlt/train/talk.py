@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 
@@ -167,6 +168,14 @@ def reworded(talk: Talk, draw: np.random.Generator) -> Talk:
     }
     question = str(draw.choice(ASKED[talk.kind])).format(**names)
     return dataclasses.replace(talk, question=question.lower() if draw.random() < 0.2 else question)
+
+
+@cache
+def kinds() -> dict[str, str]:
+    """Every question that is taught, in all its wordings, as it is written and in small letters -> its kind."""
+    names = [{"shape": shape, "colour": colour} for shape in SHAPES for colour in COLOURS]
+    asked = {way.format(**n): kind for kind, ways in ASKED.items() for way in ways for n in names}
+    return asked | {question.lower(): kind for question, kind in asked.items()}
 
 
 def _has(text: str, word: str) -> bool:

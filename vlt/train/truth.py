@@ -19,7 +19,7 @@ import pandas as pd
 from torch import nn
 from tqdm.auto import tqdm
 
-from vlt.errors import VltError, nearest
+from vlt.errors import VltError
 from vlt.explain.attribution import COMPARABLE, Attribution, attribute
 from vlt.explain.faithfulness import ENOUGH, LEVEL, check_controls, faithfulness
 from vlt.inputs.clip import Clip
@@ -229,7 +229,7 @@ def compare(
     if controls:
         check_controls(controls)
     if unknown := [way for way in ways if way not in WAYS]:
-        raise VltError(f"no way {unknown[0]!r}; {nearest(unknown[0], WAYS)}")
+        raise VltError(f"no way {unknown[0]!r}; all: {'; '.join(WAYS)}")
     scenes = list(world.scenes(seed, clips, n_things=2, n_sounds=1))
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as name:

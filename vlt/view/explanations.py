@@ -63,7 +63,7 @@ def parts(heat: xr.DataArray, what: str = "", note: str = "") -> Figure:
         )
         slant: dict[str, Any] = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if kind == "word" else {}
         axes.set_xticks(range(len(mine)), names, parse_math=False, **slant)
-        axes.set_xlabel(_KINDS[kind], fontsize=SIZE)
+        axes.set_xlabel(folded(_KINDS[kind], max(5.5 * len(mine) / len(values), 0.8)), fontsize=SIZE)
         axes.axhline(0, color="black", linewidth=0.6)
     panels[0].yaxis.set_major_formatter(scale.number)
     panels[0].set_ylabel(folded(scale.title(what), 1.3), fontsize=SIZE)
@@ -100,7 +100,8 @@ def curves(found: xr.DataArray, what: str = "", note: str = "") -> Figure:
         area = {str(name): float(found.sel(curve=curve, map=name, bound="mean").mean()) for name in found["map"].values}
         said.append(f"{curve}: mean score {area.pop('own'):.2f}, " + ", ".join(f"{n} maps {a:.2f}" for n, a in area.items()))
     panels[0].set_ylabel("score (nats)", fontsize=SIZE)
-    panels[-1].legend(fontsize=SMALL, frameon=False)
+    handles, names = panels[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside upper center", ncols=len(names), fontsize=SMALL, frameon=False)
     figure.alt = f"Curves of {what or 'a map'}. {'; '.join(said).capitalize()}."
     return noted(figure, note)
 

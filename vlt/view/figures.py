@@ -272,7 +272,8 @@ def interaction(shares: pd.Series) -> Figure:
     names = [str(name) for name in shares.index]
     joint = [" x " in name for name in names]
     n = len(names)
-    figure = Figure(4.5, 0.2 * n + 0.95, layout="constrained")
+    note = _left_out(shares)
+    figure = Figure(4.5, 0.2 * n + 0.95 + height_of(note), layout="constrained")
     axes = tidy(figure.subplots())
     for y, (value, together) in enumerate(zip(shares.to_numpy(dtype=float), joint, strict=True)):
         axes.barh(y, value, height=0.75, **LOOKS[together])
@@ -285,7 +286,7 @@ def interaction(shares: pd.Series) -> Figure:
     axes.set_xlabel("share of log p(answer) (nats)", fontsize=SIZE)
     keys = [Patch(**look) for look in LOOKS[: 1 + any(joint)]]
     figure.legend(
-        keys, ["Shapley value", "interaction"][: len(keys)], loc="outside lower right", ncols=2, fontsize=SMALL, frameon=False
+        keys, ["Shapley value", "interaction"][: len(keys)], loc="outside upper right", ncols=2, fontsize=SMALL, frameon=False
     )
     alone, joined = ({name: shares[name] for name, j in zip(names, joint, strict=True) if j is kind} for kind in (False, True))
     said = ", ".join(f"{name} {signed(value)}" for name, value in alone.items())
@@ -293,4 +294,14 @@ def interaction(shares: pd.Series) -> Figure:
     if joined:
         strongest = max(joined, key=lambda name: abs(joined[name]))
         figure.alt += f" The strongest interaction is {strongest} ({signed(joined[strongest])})."
-    return figure
+    return noted(figure, note)
+
+
+def _left_out(shares: pd.Series) -> str:
+    """What a sweep would tell, beside the shares."""
+    values = shares.attrs.get("values")
+    if not values:
+        return ""
+    players = [str(name) for name in shares.index if " x " not in str(name)]
+    lost = [values[" + ".join(o for o in players if o != p) or "none"] - values[" + ".join(players)] for p in players]
+    return "Left out alone: " + ", ".join(f"{p} {signed(v)}" for p, v in zip(players, lost, strict=True))

@@ -132,7 +132,8 @@ def _told(array: xr.DataArray, dim: str, fits: bool) -> tuple[list[float], list[
     word, group, query, row, seconds, frame, start = (
         coordinate(array, dim, key) for key in ("word", "group", "query", "patch_row", "seconds", "frame", "start")
     )
-    if word is not None and query is not None and fits:
+    one = group is not None and len({str(name) for name in group} - {"prompt"}) == 1  # which would tell nothing
+    if word is not None and query is not None and (fits or one):
         kind = group if group is not None else ["soft token"] * n
         names = [f"{k} {q}" if q >= 0 else shown(w, 14) for w, k, q in zip(word, kind, query, strict=True)]
         return list(range(n)), names, label
