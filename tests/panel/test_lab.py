@@ -145,4 +145,43 @@ def test_the_panel(lab: str, page: Page) -> None:
 
     panel.get_by_role("group", name="switches").get_by_label("video").press("Space")
     panel.get_by_text("nothing is seen or heard, so this is a guess from the words").wait_for()
+    assert "off: video, sound" in panel.inner_text()
+    assert page.page.evaluate("document.activeElement.dataset.key") == "video"  # though the switches were painted anew
+    for name in ("video", "sound"):
+        panel.get_by_role("group", name="switches").get_by_label(name).press("Space")
+    panel.locator(".edited").wait_for(state="detached")
+    panel.get_by_label("segment 1 is heard").click()
+    panel.locator(".edited .words button", has_text="silent").wait_for()
+    panel.get_by_label("frame 3 is seen").click()
+    panel.get_by_text("off: frames 3, segments 1").wait_for()
+    assert not page.errors and not page.outside
+
+    # what runs long can be cancelled, and leaves the panel as it was
+    panel.get_by_label("method of explanation").select_option("kernel_shap")
+    words.filter(has_text="bell").click()
+    page.page.wait_for_function("document.querySelector('.vlt progress').value > 0")
+    panel.get_by_role("button", name="Cancel").click()
+    panel.get_by_role("alert").filter(has_text="stopped").wait_for()
+    panel.get_by_role("button", name="Cancel").wait_for(state="hidden")
+
+    # another question
+    panel.get_by_label("question", exact=True).fill("What colour is the square?")
+    panel.get_by_role("button", name="Ask").click()
+    page.page.wait_for_function("document.querySelectorAll('.vlt .answer .words button').length === 5")
+    assert words.all_inner_texts() == ["The", "square", "is", "white", "."]
+
+    # another clip: one that is silent, by its path; and one from this computer
+    panel.get_by_label("path of another clip").fill(str(CLIPS / "silent.mp4"))
+    panel.get_by_role("button", name="Open").click()
+    panel.locator(".name", has_text="silent.mp4").wait_for()
+    assert panel.locator(".spectrogram").count() == 0
+    panel.get_by_label("frame 5 at 10 s").click()
+    panel.get_by_label("another clip from this computer").set_input_files(CLIPS / "hum.mp4")
+    panel.locator(".name", has_text="hum.mp4").wait_for()
+    panel.get_by_label("question", exact=True).fill("What do you hear?")
+    panel.get_by_label("question", exact=True).press("Enter")
+    words.filter(has_text="hum").wait_for()
+    panel.get_by_label("question", exact=True).fill(" ")
+    panel.get_by_role("button", name="Ask").click()
+    panel.get_by_role("alert").filter(has_text="the question is empty").wait_for()
     assert not page.errors and not page.outside

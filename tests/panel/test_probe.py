@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import vlt
 from vlt.errors import VltError
@@ -98,6 +99,7 @@ def test_heat_is_an_attribution(probe: Probe, bell: Trace, method: str) -> None:
     probe.wait()
     heat = probe.view["heat"]
     look, listen = ("patches", "audio_features") if method == "grad_cam" else ("frames", "spectrograms")
+    assert heat["signed"] is False and heat["warnings"]  # the pictures have nothing to do with it: it is said so
     seen = vlt.attribute(bell, look, method, "bell", progress=False).heat.values
     heard = vlt.attribute(bell, listen, method, "bell", progress=False).heat.values
     if method == "grad_cam":
@@ -168,8 +170,7 @@ def test_the_newest_wins(probe: Probe) -> None:
         ({"kind": "switch", "segments_off": ["1"]}, "this clip has 8"),
         ({"kind": "load_clip", "path": "/no/such.mp4"}, "no such file"),
         ({"kind": "load_clip", "path": str(CLIPS / "make.py")}, "make.py"),
-        ({"kind": "upload", "name": "x.mp4", "at": 0, "total": 2**40}, "512 at most"),
-        ({"kind": "upload", "name": "x.mp4", "at": 5, "total": 10}, "another order"),
+        ({"kind": "upload", "number": 1, "name": "x.mp4", "at": 0, "total": 2**40}, "512 at most"),
     ],
     ids=lambda value: str(value.get("kind")) if isinstance(value, dict) else "",
 )
@@ -181,10 +182,14 @@ def test_bad_input_is_told_and_loses_nothing(probe: Probe, message: dict[str, An
     assert "\n" not in probe.status["error"] and probe.view["answer"] == before and probe.shown["name"] == "two_bell.mp4"
 
 
+def send(probe: Probe, number: int, name: str, data: bytes, at: int, piece: int) -> None:
+    told = {"kind": "upload", "number": number, "name": name, "at": at, "total": len(data)}
+    probe._handle_custom_msg(told, [memoryview(data[at : at + piece])])
+
+
 def upload(probe: Probe, name: str, data: bytes, piece: int = 50_000) -> None:
     for at in range(0, len(data), piece):
-        part = memoryview(data[at : at + piece])
-        probe._handle_custom_msg({"kind": "upload", "name": name, "at": at, "total": len(data)}, [part])
+        send(probe, 1, name, data, at, piece)
 
 
 def test_own_clip(probe: Probe, tmp_path: Path) -> None:
@@ -203,11 +208,83 @@ def test_own_clip(probe: Probe, tmp_path: Path) -> None:
     probe.wait()
     assert probe.view["edited"] is None and probe.view["switches"]["segments_off"] == []  # of another clip
     upload(probe, "broken.mp4", b"no video" * 100)
-    with pytest.raises(VltError):
+    with pytest.raises(VltError, match=r"^broken\.mp4: cannot be read"):
         probe.wait()
     assert probe.shown["name"] == "silent.mp4"
+    upload(probe, "a.mp4", (CLIPS / "bell.mp4").read_bytes())
+    probe.wait()
+    upload(probe, "b.mp4", (CLIPS / "buzz.mp4").read_bytes())
+    probe.wait()
+    assert list(folder.iterdir()) == [probe.run.clip.path]  # neither what could not be opened nor what is shown no more
     probe.close()
     assert not folder.exists()
+
+
+def test_an_upload_can_be_cancelled_and_replaced(probe: Probe) -> None:
+    data = (CLIPS / "bell.mp4").read_bytes()
+    send(probe, 1, "a.mp4", data, 0, 50_000)
+    assert probe.status["busy"] and 0 < probe.status["done"] < 1
+    probe.cancel()
+    assert not probe.status["busy"] and probe.status["error"] == "stopped"
+    for at in range(50_000, len(data), 50_000):  # what was on its way comes to nothing
+        send(probe, 1, "a.mp4", data, at, 50_000)
+    probe.wait(1) if not probe.status["error"] else None
+    assert probe.shown["name"] == "two_bell.mp4"
+    other = (CLIPS / "buzz.mp4").read_bytes()
+    for at in range(0, max(len(data), len(other)), 50_000):  # another, begun later, takes the place of the first
+        for number, name, content in ((2, "a.mp4", data), (3, "b.mp4", other)):
+            if at < len(content):
+                send(probe, number, name, content, at, 50_000)
+    probe.wait()
+    assert probe.shown["name"] == "b.mp4" and probe.run.clip.path.read_bytes() == other
+    send(probe, 4, "a.mp4", data, 0, 50_000)
+    send(probe, 4, "a.mp4", data, 100_000, 50_000)
+    with pytest.raises(VltError, match="another order"):
+        probe.cancel() if not probe.status["error"] else None
+        raise VltError(probe.status["error"])
+
+
+def test_clicks_wait_for_what_they_need(probe: Probe) -> None:
+    """A word that is clicked while the sound is being switched off does not undo that; nor does one undo a question."""
+    probe.switch(audio=False)
+    probe.explain("bell", "saliency")
+    probe.wait()
+    assert probe.view["edited"]["text"] == "I hear nothing." and probe.edited is not None
+    assert probe.view["heat"]["word"] == "bell" and probe.view["word"]["edited"] is False
+    probe.ask("What do you see?")
+    probe.explain("bell", "saliency")  # of an answer that is on its way out
+    probe.wait()
+    assert probe.view["question"] == "What do you see?" and probe.view["heat"] is None and probe.view["word"] is None
+    assert probe.view["switches"]["audio"] is False and probe.view["edited"] is not None
+
+
+def test_a_cancelled_switch_leaves_what_was_there(probe: Probe) -> None:
+    probe.switch(segments_off=[0])
+    probe.wait()
+    before, edited = probe.view, probe.edited
+    probe.switch(audio=False)
+    probe.switch(video=False)
+    probe.cancel()
+    with pytest.raises(VltError, match="stopped"):
+        probe.wait()
+    assert probe.view == before and probe.edited is edited
+
+
+def test_cancelling_leaves_other_threads_alone(probe: Probe) -> None:
+    begun = threading.Event()
+    probe.observe(lambda change: begun.set() if change["new"]["done"] else None, "status")
+    probe.explain(3, "kernel_shap")
+    assert begun.wait(60)
+    probe.cancel()
+    for _ in range(20):  # while the job winds down
+        probe.model.language_model(inputs_embeds=torch.zeros(1, 1, 128))
+    with pytest.raises(VltError, match="stopped"):
+        probe.wait()
+
+
+def test_wrong_switches_are_refused(probe: Probe) -> None:
+    with pytest.raises(VltError, match="the switch video: expected bool, got str"):
+        probe.switch("audio")
 
 
 def test_options_of_trace(boxed: VideoLlama) -> None:

@@ -42,6 +42,8 @@ METHODS = {
 }
 READ_ATTENTION = ("attention", "rollout", "relevance")
 NO_BASELINE = (*READ_ATTENTION, "saliency", "gradient_x_input", "grad_cam")
+# Whose heat tells how much, and not whether for or against.
+UNSIGNED = (*READ_ATTENTION, "saliency", "smoothgrad", "grad_cam")
 # Whose heat sums to what the whole brings over the baseline.
 COMPLETE = ("integrated_gradients", "gradient_shap", "shapley_sampling", "kernel_shap")
 # Whose heat on pictures is in the same units as that on sound: nats, or shares of what the answer was read from.

@@ -56,11 +56,24 @@ function download(name, data, type) {
   setTimeout(() => URL.revokeObjectURL(link.href), 10000);
 }
 
+// Other children in a parent; what had the focus has it again, found by its key.
+function renew(parent, ...children) {
+  const { activeElement } = document;
+  const key = parent.contains(activeElement) && activeElement.dataset.key;
+  parent.replaceChildren(...children);
+  if (key) parent.querySelector(`[data-key="${key}"]`)?.focus({ preventScroll: true });
+}
+
+// Text that is read aloud when it changes, and only then.
+function tell(place, text) {
+  if (place.textContent !== text) place.textContent = text;
+}
+
 // Arrow keys go from button to button.
 function withArrows(row) {
   row.addEventListener("keydown", (event) => {
     const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
-    const all = [...row.querySelectorAll("button")], at = all.indexOf(document.activeElement);
+    const all = [...row.querySelectorAll("button:enabled")], at = all.indexOf(document.activeElement);
     if (!step || at < 0) return;
     event.preventDefault();
     all[(at + step + all.length) % all.length].focus();
@@ -71,8 +84,6 @@ function withArrows(row) {
 class Panel {
   constructor(model, root) {
     this.model = model;
-    this.now = 0; // seconds, of the player
-    this.frames = [];
     this.saved = model.get("page") || null; // a page holds what was computed, and can compute no more
     this.root = node("div", { className: "vlt" });
     // Keys typed into the panel are not the notebook's shortcuts.
@@ -85,31 +96,47 @@ class Panel {
       ]),
     );
     this.root.append(...Object.values(this.parts));
-    this.paintClip();
-    this.paintView();
+    this.buildStatus();
+    this.paint();
     this.paintStatus();
+  }
+
+  paint() {
+    if (this.painted !== this.shown) this.paintClip();
+    this.paintView();
   }
 
   get shown() { return this.model.get("shown"); }
   get view() { return this.model.get("view"); }
 
   send(kind, told = {}, buffers = []) {
-    this.model.send({ kind, ...told }, undefined, buffers);
+    try {
+      this.model.send({ kind, ...told }, undefined, buffers);
+    } catch {
+      tell(this.error, "the notebook's kernel does not answer: run the panel's cell again");
+    }
   }
 
   // ------------------------------------------------------------------ what stays for a clip
 
   paintClip() {
     const { shown, parts } = this;
+    this.painted = shown;
+    this.now = 0; // seconds, of the player
+    this.frameCells = this.frameButtons = this.frameBars = this.frameSwitches = this.canvases = [];
+    this.segmentCells = this.segmentBars = this.segmentSwitches = [];
+    this.sound = this.playhead = null;
     parts.clip.replaceChildren(
-      node("p", {}, node("strong", {}, shown.name), node("span", { className: "soft" }, ` ${shown.kind}, ${seconds(shown.seconds)}`)),
+      node("p", { className: "name" }, node("strong", {}, shown.name), node("span", { className: "soft" }, ` ${shown.kind}, ${seconds(shown.seconds)}`)),
       shown.note ? node("p", { className: "soft" }, shown.note) : "",
     );
-    this.question = node("input", { type: "text", value: this.view.question, "aria-label": "question", disabled: !!this.saved });
-    this.question.addEventListener("keydown", (event) => event.key === "Enter" && this.ask());
+    this.question = this.saved
+      ? node("p", { className: "question", role: "group", "aria-label": "question" }, this.view.question)
+      : node("input", { type: "text", value: this.view.question, "aria-label": "question", onkeydown: (event) => event.key === "Enter" && this.ask() });
     this.method = node("select", { "aria-label": "method of explanation", onchange: () => this.explainAgain() });
     for (const name of shown.methods) this.method.append(node("option", { value: name }, name.replaceAll("_", " ")));
     this.method.value = this.view.method;
+    this.chosen = { question: this.view.question, method: this.view.method };
     const askButton = this.saved ? null : node("button", { onclick: () => this.ask() }, "Ask");
     parts.form.replaceChildren(
       node("div", { className: "row" }, this.question, askButton, node("label", {}, "explained by ", this.method)),
@@ -142,7 +169,7 @@ class Panel {
     this.over = isVideo && source ? node("canvas", { width: 240, height: 240, "aria-hidden": "true" }) : null;
     this.words = node("div", {});
     this.parts.top.replaceChildren(
-      node("div", {}, node("div", { className: "player" }, this.player, this.over), this.player ? node("small", {}, "heat: of the last frame that the model has seen by then") : ""),
+      node("div", {}, node("div", { className: "player" }, this.player, this.over), this.over ? node("small", {}, "heat: of the last frame that the model has seen by then") : ""),
       this.words,
     );
   }
@@ -158,7 +185,9 @@ class Panel {
       node("div", { className: "cell" }, this.frameButtons[i], this.frameBars[i], this.labelled(this.frameSwitches[i], seconds(frame.seconds))),
     );
     const strip = withArrows(node("div", { className: "strip" }, ...this.frameCells));
-    parts.seen.replaceChildren(node("h3", {}, `Seen: ${shown.frames.length} frames`), strip);
+    strip.style.setProperty("--columns", Math.min(shown.frames.length, 8));
+    strip.style.setProperty("--narrow", Math.min(shown.frames.length, 4));
+    parts.seen.replaceChildren(node("h3", {}, `Seen: ${shown.frames.length} ${shown.frames.length === 1 ? "frame" : "frames"}`), strip);
   }
 
   paintHeard() {
@@ -196,25 +225,27 @@ class Panel {
 
   paintView() {
     const { view, shown } = this;
-    if (document.activeElement !== this.question) this.question.value = view.question;
-    this.method.value = view.method;
-    const both = [this.answerRow("Answer", view.answer, false)];
+    for (const name of ["question", "method"]) {
+      // what somebody has typed or chosen, and not sent yet, stays
+      if (this.chosen[name] !== view[name]) this[name].value = this.chosen[name] = view[name];
+    }
+    const both = [this.answerRow("Answer", view.answer, false)], below = [];
     if (view.edited) {
       const blind = !(view.switches.video && shown.frames.length) && !(view.switches.audio && shown.sound);
       both.push(this.answerRow("Without what is off", view.edited, true));
       const { logp } = view.answer, { change } = view.edited;
-      both.push(
+      below.push(
         node("p", { className: "change" }, `log p of the first answer: ${fixed(logp)} \u2192 ${fixed(logp + change)} (change ${change < 0 ? "" : "+"}${fixed(change)})`),
-        node("p", { className: "soft" }, `off: ${view.edited.off.join(", ")}${blind ? ": nothing is seen or heard, so this is a guess from the words" : ""}`),
+        node("p", { className: "soft" }, `off: ${this.whatIsOff().join(", ")}${blind ? ": nothing is seen or heard, so this is a guess from the words" : ""}`),
       );
     }
-    this.words.replaceChildren(...both, node("p", { className: "soft" }, "Click a word to see where it looked and listened. Dashed: the model was unsure."));
+    renew(this.words, node("div", { className: "sides" }, ...both), ...below, node("p", { className: "soft" }, "Click a word to see where it looked and listened. Dashed: the model was unsure."));
     const off = view.switches;
-    (this.frameCells || []).forEach((cell, i) => {
+    this.frameCells.forEach((cell, i) => {
       this.frameSwitches[i].checked = !off.frames_off.includes(i);
       cell.classList.toggle("off", off.frames_off.includes(i) || !off.video);
     });
-    (this.segmentCells || []).forEach((cell, i) => {
+    this.segmentCells.forEach((cell, i) => {
       this.segmentSwitches[i].checked = !off.segments_off.includes(i);
       cell.classList.toggle("off", off.segments_off.includes(i) || !off.audio);
     });
@@ -223,11 +254,22 @@ class Panel {
     const ticks = Object.keys(names).filter((name) => there[name]).map((name) => {
       const tick = this.tick(names[name], () => this.send("switch", { [name]: tick.checked }));
       tick.checked = off[name];
+      tick.dataset.key = name;
       return node("label", {}, tick, ` ${names[name]}`);
     });
-    this.parts.switches.replaceChildren(this.saved ? "" : node("div", { className: "row", role: "group", "aria-label": "switches" }, node("strong", {}, "On:"), ...ticks));
+    renew(this.parts.switches, this.saved ? "" : node("div", { className: "row", role: "group", "aria-label": "switches" }, node("strong", {}, "On:"), ...ticks));
     this.paintLegend();
     this.paintHeatEverywhere();
+  }
+
+  whatIsOff() {
+    const { video, audio, positions, frames_off, segments_off } = this.view.switches, { shown } = this, off = [];
+    if (shown.frames.length && !video) off.push("video");
+    if (shown.frames.length && video && !positions) off.push("frame positions");
+    if (shown.frames.length && video && frames_off.length) off.push(`frames ${frames_off.join(", ")}`);
+    if (shown.sound && !audio) off.push("sound");
+    if (shown.sound && audio && segments_off.length) off.push(`segments ${segments_off.join(", ")}`);
+    return off;
   }
 
   answerRow(title, said, edited) {
@@ -241,6 +283,8 @@ class Panel {
           className: p < SURE ? "unsure" : "",
           title: `probability ${fixed(p, 3)}`,
           "aria-pressed": String(pressed),
+          "data-key": `${edited} ${number}`,
+          disabled: !!this.saved && !/[\p{L}\p{N}]/u.test(text), // a page has no heat of signs
           "aria-label": `${text.trim()}, probability ${fixed(p)}`,
           onclick: () => this.explain(number, edited),
         }, text.trim()),
@@ -253,10 +297,12 @@ class Panel {
     const { heat, word } = this.view;
     if (!heat) return this.parts.legend.replaceChildren();
     const bare = (colour) => `rgb(${colour.join(",")})`;
-    const scale = node("span", { className: "scale", style: `background: linear-gradient(90deg, ${bare(AGAINST)}, #ddd, ${bare(FOR)})` });
+    const colours = heat.signed ? [bare(AGAINST), "#ddd", bare(FOR)] : ["#ddd", bare(FOR)];
+    const scale = node("span", { className: "scale", style: `background: linear-gradient(90deg, ${colours.join(", ")})` });
+    const [low, high] = heat.signed ? ["against", "for"] : ["little", "much, for or against"];
     const share = heat.frame_bars && heat.segment_bars ? ` In all ${short(sum(heat.frame_bars))} on frames, ${short(sum(heat.segment_bars))} on sound${heat.one_scale ? ", drawn on one scale" : "; these cannot be compared"}.` : "";
     this.parts.legend.replaceChildren(
-      node("p", { className: "legend" }, `${heat.method.replaceAll("_", " ")} for \u201c${heat.word}\u201d: against `, scale, ` for.${share}`),
+      node("p", { className: "legend" }, `${heat.method.replaceAll("_", " ")} for \u201c${heat.word}\u201d: ${low} `, scale, ` ${high}.${share}`),
     );
     this.parts.legend.append(...heat.warnings.map((warning) => node("p", { className: "soft" }, `\u26a0 ${warning}`)));
     function sum(numbers) { return numbers.reduce((a, b) => a + b, 0); }
@@ -273,7 +319,7 @@ class Panel {
     const { heat } = this.view;
     const frames = heat && heat.frames, top = frames ? this.top("frames") : 1;
     const glows = frames && greatest(frames) > 0.02 * top; // where nothing does, the pictures keep their colours
-    (this.canvases || []).forEach((canvas, i) => {
+    this.canvases.forEach((canvas, i) => {
       const context = canvas.getContext("2d"), image = this.frames[i];
       if (!image || !image.complete || !image.naturalWidth) return;
       context.filter = glows ? "grayscale(1) contrast(0.6)" : "none";
@@ -291,18 +337,18 @@ class Panel {
   }
 
   paintSound() {
-    if (!this.shown.sound || !this.spectrogram.complete || !this.spectrogram.naturalWidth) return;
+    if (!this.sound || !this.spectrogram.complete || !this.spectrogram.naturalWidth) return;
     const { heat } = this.view, canvas = this.sound, context = canvas.getContext("2d");
     const n = this.shown.sound.segments.length, width = canvas.width / n;
     context.drawImage(this.spectrogram, 0, 0, canvas.width, canvas.height);
     const grids = heat && heat.segments, bars = heat && heat.segment_bars;
     const top = grids ? this.top("segments") : 1;
     for (let i = 0; i < n; i++) {
-      if (grids) paintHeat(context, grids[i], top, Math.round(i * width), Math.round(width), canvas.height);
       if (!this.view.switches.audio || this.view.switches.segments_off.includes(i)) {
         context.fillStyle = "rgba(255, 255, 255, 0.8)";
         context.fillRect(Math.round(i * width), 0, Math.round(width), canvas.height);
       }
+      if (grids) paintHeat(context, grids[i], top, Math.round(i * width), Math.round(width), canvas.height);
       context.fillStyle = "#888";
       if (i) context.fillRect(Math.round(i * width), 0, 1, canvas.height);
       this.bar(this.segmentBars[i], bars, i);
@@ -330,7 +376,7 @@ class Panel {
     this.now = time;
     const { shown } = this, { heat } = this.view;
     const at = shown.frames.reduce((last, frame, i) => (frame.seconds <= time + 1e-6 ? i : last), 0);
-    (this.frameButtons || []).forEach((button, i) => button.setAttribute("aria-pressed", String(i === at)));
+    this.frameButtons.forEach((button, i) => button.setAttribute("aria-pressed", String(i === at)));
     if (this.over) {
       const context = this.over.getContext("2d");
       context.clearRect(0, 0, this.over.width, this.over.height);
@@ -348,26 +394,31 @@ class Panel {
     this.moved(time);
   }
 
+  // Built once: a button that is replaced while it is pressed is not clicked.
+  buildStatus() {
+    this.what = node("span", {});
+    this.progress = node("progress", { "aria-label": "progress" });
+    this.cancel = node("button", { onclick: () => { this.uploading = null; this.send("cancel"); } }, "Cancel");
+    this.said = node("p", { className: "said" });
+    this.error = node("p", { className: "error", role: "alert" });
+    this.work = node("div", { className: "row" }, this.what, this.progress, this.cancel);
+    this.parts.status.append(node("div", { role: "status", "aria-live": "polite" }, this.work, this.said), this.error);
+  }
+
   paintStatus() {
-    const status = this.model.get("status");
-    const parts = [];
-    if (status.busy || status.what) {
-      const bar = node("progress", { "aria-label": "progress" });
-      if (status.done !== null) bar.value = status.done;
-      parts.push(`${status.what}\u2026 `, bar);
-      if (status.busy) parts.push(node("button", { onclick: () => this.send("cancel") }, "Cancel"));
-    }
-    this.parts.status.replaceChildren(
-      node("div", { className: "row", role: "status", "aria-live": "polite" }, ...parts),
-      status.said ? node("p", { className: "said" }, status.said) : "",
-      status.error ? node("p", { className: "error", role: "alert" }, status.error) : "",
-    );
+    const { busy, what, done, said, error } = this.model.get("status");
+    this.work.hidden = !busy;
+    tell(this.what, busy ? `${what}\u2026` : "");
+    if (done === null) this.progress.removeAttribute("value");
+    else this.progress.value = done;
+    tell(this.said, said);
+    tell(this.error, error);
   }
 
   // ------------------------------------------------------------------ what people do
 
   ask() {
-    if (this.question.value.trim()) this.send("ask", { question: this.question.value });
+    this.send("ask", { question: this.question.value });
   }
 
   explain(word, edited) {
@@ -396,7 +447,7 @@ class Panel {
       const path = node("input", { type: "text", placeholder: "path of another clip", "aria-label": "path of another clip" });
       const go = () => path.value.trim() && this.send("load_clip", { path: path.value.trim() });
       path.addEventListener("keydown", (event) => event.key === "Enter" && go());
-      const file = node("input", { type: "file", accept: "video/*,audio/*,image/png,image/jpeg", "aria-label": "another clip from this computer", onchange: () => this.upload(file.files[0]) });
+      const file = node("input", { type: "file", accept: "video/*,audio/*,image/png,image/jpeg,image/gif", "aria-label": "another clip from this computer", onchange: () => this.upload(file.files[0]) });
       own.push(path, node("button", { onclick: go }, "Open"), file);
     }
     this.parts.tools.replaceChildren(node("div", { className: "row" }, ...own, ...buttons));
@@ -404,9 +455,11 @@ class Panel {
 
   async upload(file) {
     if (!file) return;
+    const number = (this.uploading = crypto.getRandomValues(new Uint32Array(1))[0]);
     for (let at = 0; at < file.size || at === 0; at += PIECE) {
       const piece = await file.slice(at, at + PIECE).arrayBuffer();
-      this.send("upload", { name: file.name, at, total: file.size }, [piece]);
+      if (this.uploading !== number) return; // cancelled, or another file has taken its place
+      this.send("upload", { number, name: file.name, at, total: file.size }, [piece]);
     }
   }
 
@@ -417,8 +470,8 @@ class Panel {
   savePicture() {
     const width = 1200, line = 24, canvas = node("canvas", { width, height: 10 }), context = canvas.getContext("2d");
     const { view, shown } = this, texts = [`${shown.name}: ${view.question}`, view.answer.text];
-    if (view.edited) texts.push(`without ${view.edited.off.join(", ")}: ${view.edited.text} (log p ${fixed(view.edited.change)})`);
-    if (view.heat) texts.push(`${view.heat.method.replaceAll("_", " ")} for \u201c${view.heat.word}\u201d (orange: for, purple: against)`);
+    if (view.edited) texts.push(`without ${this.whatIsOff().join(", ")}: ${view.edited.text} (log p ${fixed(view.edited.change)})`);
+    if (view.heat) texts.push(`${view.heat.method.replaceAll("_", " ")} for \u201c${view.heat.word}\u201d${view.heat.signed ? " (orange: for, purple: against)" : ""}`);
     context.font = "16px sans-serif";
     const lines = texts.flatMap((text) => wrapped(context, text, width - 20));
     const side = shown.frames.length ? Math.min(160, (width - 20) / Math.min(shown.frames.length, 8) - 6) : 0;
@@ -445,7 +498,7 @@ class Panel {
 
     function wrapped(context, text, room) {
       const out = [""];
-      for (const word of text.split(" ")) {
+      for (const word of text.split(" ").flatMap((long) => long.match(/.{1,60}/gsu) || [""])) {
         const longer = out.at(-1) ? `${out.at(-1)} ${word}` : word;
         if (context.measureText(longer).width > room && out.at(-1)) out.push(word);
         else out[out.length - 1] = longer;
@@ -477,8 +530,8 @@ class Panel {
 function render({ model, el }) {
   const panel = new Panel(model, el);
   const painters = {
-    "change:shown": () => { panel.paintClip(); panel.paintView(); },
-    "change:view": () => panel.paintView(),
+    "change:shown": () => panel.paint(),
+    "change:view": () => panel.paint(), // of what comes together, either may be told first
     "change:status": () => panel.paintStatus(),
   };
   for (const [name, paint] of Object.entries(painters)) model.on(name, paint);

@@ -1,4 +1,4 @@
-"""Long work beside the notebook's own thread: one piece at a time, the newest wins, and each can be stopped."""
+"""Long work beside the notebook's own thread: one piece at a time, in the order they came, and each can be stopped."""
 
 from __future__ import annotations
 
@@ -21,17 +21,22 @@ class Stopped(Exception):  # noqa: N818  no error: it was asked for
 
 
 class Job:
-    """A piece of work, once its `thread` is started. stopped: it is to end at its next step."""
+    """A piece of work, which begins with `check`, once its `thread` is started. rank: it makes others of no higher rank
+    pointless. after: the one that it waits for. stopped: it is to end at its next step."""
 
-    def __init__(self, work: Callable[[Job], None], ended: Callable[[Job, str], None]) -> None:
-        self.stopped, self._work, self._ended = False, work, ended
+    def __init__(
+        self, rank: int, work: Callable[[Job], None], ended: Callable[[Job, str], None], after: Job | None = None
+    ) -> None:
+        self.rank, self.stopped, self._work, self._ended, self._after = rank, False, work, ended, after
         self.thread = threading.Thread(target=self._run, name="vlt probe", daemon=True)
 
     def _run(self) -> None:
         error = ""
+        if self._after is not None:
+            self._after.thread.join()
+            self._after = None
         with _one_at_a_time:
             try:
-                self.check()
                 self._work(self)
             except Stopped:
                 error = "stopped"
@@ -49,11 +54,17 @@ class Job:
 @contextmanager
 def interruptible(job: Job, model: VideoLlama, said: Callable[[int], None] | None = None) -> Iterator[None]:
     """Ends a stopped job before the next run of any part of the model. said: is told every token that is likeliest behind
-    the last place, as the language model gets there."""
-    handles = [part.register_forward_pre_hook(lambda *_: job.check()) for _, part in model.named_children()]
+    the last place, as the language model gets there. Runs of the same model in other threads are left alone."""
+    own = threading.get_ident()
+
+    def check(*_: Any) -> None:
+        if threading.get_ident() == own:
+            job.check()
+
+    handles = [part.register_forward_pre_hook(check) for _, part in model.named_children()]
 
     def heard(module: nn.Module, args: Any, output: Any) -> None:
-        if said is not None:
+        if said is not None and threading.get_ident() == own:
             said(int(output.logits[0, -1].argmax()))
 
     handles.append(model.language_model.register_forward_hook(heard))

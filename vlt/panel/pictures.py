@@ -13,7 +13,7 @@ import xarray as xr
 from PIL import Image
 
 from vlt.errors import VltError, nearest
-from vlt.explain.attribution import COMPARABLE, METHODS, attribute
+from vlt.explain.attribution import COMPARABLE, METHODS, UNSIGNED, attribute
 from vlt.inputs import audio
 from vlt.inputs.video import denormalise
 from vlt.probe.trace import Trace
@@ -104,13 +104,14 @@ def heat(
 
     frames [frame][row][column] and segments [segment][row][column]: heat summed over the ViT's patches, and over an eighth
     of the frequencies and of a segment's time; frame_bars, segment_bars: their sums; one_scale: can that on pictures be
-    compared with that on sound? warnings: of `Attribution`. Raises `VltError` for an unknown word or method.
+    compared with that on sound? signed: does it tell for from against? warnings: of `Attribution`. Raises `VltError` for
+    an unknown word or method.
     """
     if method not in METHODS:
         raise VltError(f"no method {method!r}; {nearest(method, METHODS)}")
     number = run.word(word)
     found: dict[str, Any] = {"method": method, "word": run.answer.tokens[number].strip(), "seconds": 0.0, "warnings": []}
-    found["one_scale"] = method in COMPARABLE
+    found |= {"one_scale": method in COMPARABLE, "signed": method not in UNSIGNED}
     look, listen = PLACES.get(method, ("frames", "spectrograms"))
     stages = [(at, f) for at, f in ((look, _on_patches), (listen, _on_sound)) if _there(run, at)]
     for i, (at, gridded) in enumerate(stages):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePath
@@ -45,7 +46,6 @@ class Probe(anywidget.AnyWidget):
     view = traitlets.Dict().tag(sync=True)
     status = traitlets.Dict().tag(sync=True)
     media = traitlets.Bytes().tag(sync=True)
-    _job: Job | None = None
     _uploads: tempfile.TemporaryDirectory[str] | None = None
 
     def __init__(
@@ -59,7 +59,10 @@ class Probe(anywidget.AnyWidget):
     ) -> None:
         self.model, self.options = model, options
         self.edited: Trace | None = None
-        self._told = 0.0
+        self._told, self._error = 0.0, ""
+        self._jobs: list[Job] = []  # that have not ended, the newest last
+        self._lock = threading.RLock()  # of what is to be seen: the notebook's thread and the job's change it
+        self._receiving = 0  # the upload under way
         check_type(model, VideoLlama, "the model of vlt.Probe(model, clip)")
         if method not in pictures.METHODS:
             raise VltError(f"no method {method!r}; all: {', '.join(pictures.METHODS)}")
@@ -68,6 +71,7 @@ class Probe(anywidget.AnyWidget):
         super().__init__(status=_idle())
         self._show(self.run)
         self.view = {**self._fresh(question, said), "method": method}
+        self._settled: tuple[Trace | None, dict[str, Any]] = (self.edited, self.view)
         self.on_msg(self._on_message)
 
     # ------------------------------------------------------------------ what the buttons do
@@ -76,7 +80,7 @@ class Probe(anywidget.AnyWidget):
         """Another question about the same clip. What is switched off stays off."""
         if not isinstance(question, str) or not question.strip():
             raise VltError("the question is empty")
-        self._start("answering", lambda job: self._ask(job, self.run.clip, question.strip()))
+        self._start(2, "answering", lambda job: self._ask(job, self.run.clip, question.strip()))
 
     def switch(
         self,
@@ -88,6 +92,20 @@ class Probe(anywidget.AnyWidget):
     ) -> None:
         """Switches branches and frame positions on or off; frames_off, segments_off: the numbers of those that are blank, or
         silent. What is not given stays as it is. The answer without what is off stands beside the first one."""
+        with self._lock:
+            switches = self._switches(video, audio, positions, frames_off, segments_off)
+            self.edited = None
+            self.view = {**self.view, "switches": switches, **_NOTHING}
+        self._start(1, "answering again", self._switch)
+
+    def _switches(
+        self,
+        video: bool | None,
+        audio: bool | None,
+        positions: bool | None,
+        frames_off: Sequence[int] | None,
+        segments_off: Sequence[int] | None,
+    ) -> dict[str, Any]:
         switches = dict(self.view["switches"])
         for name, value in {"video": video, "audio": audio, "positions": positions}.items():
             if value is not None:
@@ -98,9 +116,7 @@ class Probe(anywidget.AnyWidget):
         for name, off in {"frames_off": frames_off, "segments_off": segments_off}.items():
             if off is not None:
                 switches[name] = self._numbers(name, off)
-        self.edited = None
-        self.view = {**self.view, "switches": switches, **_NOTHING}
-        self._start("answering again", self._switch)
+        return switches
 
     def explain(self, word: int | str, method: str | None = None, edited: bool = False) -> None:
         """Heat for a word of the answer, by its number or text; edited: of the answer without what is off."""
@@ -108,22 +124,31 @@ class Probe(anywidget.AnyWidget):
         if run is None:
             raise VltError("nothing is switched off: there is no second answer")
         number, method = run.word(word), method or self.view["method"]
-        self.view = {**self.view, "method": method, "word": {"edited": edited, "number": number}, "heat": None}
-        self._start(f"looking for what said {run.answer.tokens[number].strip()!r}", lambda job: self._explain(job, run))
+        if method not in pictures.METHODS:
+            raise VltError(f"no method {method!r}; all: {', '.join(pictures.METHODS)}")
+        told = {"method": method, "word": {"edited": edited, "number": number}}
+        with self._lock:
+            self.view = {**self.view, **told, "heat": None}
+        self._start(
+            0, f"looking for what said {run.answer.tokens[number].strip()!r}", lambda job: self._explain(job, run, told)
+        )
 
     def load_clip(self, path: str | Path) -> None:
         """Another clip, and the same question about it."""
-        self._start("opening the clip", lambda job: self._ask(job, Clip(path), self.run.question))
+        self._start(3, "opening the clip", lambda job: self._ask(job, Clip(path), self.run.question))
 
     def cancel(self) -> None:
-        """Ends what runs at its next step; what is to be seen stays."""
-        if self._job is not None:
-            self._job.stopped = True
+        """Ends what runs, or waits, at its next step; what was to be seen before is seen again."""
+        if self._receiving:
+            self._receiving = 0
+            self.status = {**_idle(), "error": "stopped"}
+        for job in list(self._jobs):
+            job.stopped = True
 
     def wait(self, seconds: float = 600) -> None:
         """Until nothing runs any more. Raises `VltError` with what went wrong."""
-        if self._job is not None:
-            self._job.thread.join(seconds)
+        for job in list(self._jobs):
+            job.thread.join(seconds)
         if self.status["busy"]:
             raise VltError(f"still {self.status['what']} after {seconds} s")
         if self.status["error"]:
@@ -160,10 +185,15 @@ class Probe(anywidget.AnyWidget):
         except (VltError, TypeError) as e:
             self.status = {**self.status, "error": str(e)}
 
-    def _upload(self, buffers: list[Any], name: str, at: int, total: int) -> None:
-        """A piece of a file from the browser. It is kept under a name of ours, in a folder that goes with the panel."""
+    def _upload(self, buffers: list[Any], number: int, name: str, at: int, total: int) -> None:
+        """A piece of a file from the browser. It is kept under a name of ours, in a folder that goes with the panel. number:
+        of the upload; a new one takes the place of one under way."""
         if total > UPLOADED:
             raise VltError(f"{name}: {total / 2**20:,.0f} MiB; a file from the browser has {UPLOADED / 2**20:,.0f} at most")
+        if at == 0:
+            self._receiving = number
+        elif number != self._receiving:  # it was cancelled, or another has taken its place
+            return
         suffix = "".join(c for c in PurePath(name).suffix.lower() if c.isalnum())[:8]
         if self._uploads is None:
             self._uploads = tempfile.TemporaryDirectory(prefix="vlt")
@@ -174,37 +204,77 @@ class Probe(anywidget.AnyWidget):
             raise VltError(f"{name}: pieces came in another order; try again")
         with path.open("ab" if at else "wb") as file:
             file.write(piece)
-        self.status = {**self.status, "what": "receiving the clip", "done": (at + len(piece)) / max(total, 1)}
-        if at + len(piece) == total:
-            whole = path.with_name(f"{time.time_ns()}.{suffix}")  # the clip before stays readable
-            path.rename(whole)
-            self._start("opening the clip", lambda job: self._ask(job, Clip(whole), self.run.question, PurePath(name).name))
+        if at + len(piece) < total:
+            self.status = {**_idle(), "busy": True, "what": "receiving the clip", "done": (at + len(piece)) / max(total, 1)}
+            return
+        self._receiving = 0
+        whole = path.with_name(f"{time.time_ns()}.{suffix}")  # the clip before stays readable
+        path.rename(whole)
+        self._start(3, "opening the clip", lambda job: self._uploaded(job, whole, PurePath(name).name))
 
     # ------------------------------------------------------------------ in the thread
 
-    def _start(self, what: str, work: Callable[[Job], None]) -> None:
-        self.cancel()
-        self.status = {"busy": True, "what": what, "done": None, "said": "", "error": ""}
-        self._job = Job(work, self._ended)
-        self._job.thread.start()
+    def _start(self, rank: int, what: str, work: Callable[[Job], None]) -> None:
+        """rank: of explaining 0, switching 1, asking 2, opening 3; what is of no higher rank, and not done, is pointless
+        now, and the rest is done before."""
+
+        def begun(job: Job) -> None:
+            self.status = {**_idle(), "busy": True, "what": what}
+            work(job)
+
+        with self._lock:
+            for older in self._jobs:
+                older.stopped = older.stopped or older.rank <= rank
+            job = Job(rank, begun, self._ended, self._jobs[-1] if self._jobs else None)
+            self._jobs.append(job)
+            self.status = {**self.status, "busy": True, "what": self.status["what"] or what, "error": ""}
+        job.thread.start()
 
     def _ended(self, job: Job, error: str) -> None:
-        if job is self._job:  # a newer one has its own status
-            self.status = {**_idle(), "error": error}
+        with self._lock:
+            self._jobs.remove(job)
+            if not error:
+                self._settled = (self.edited, self.view)
+            elif error != "stopped":
+                self._error = error
+            if self._jobs:  # those have their own status
+                return
+            if error:
+                self.edited, self.view = self._settled
+            self.status, self._error = {**_idle(), "error": self._error or error}, ""
+
+    def _uploaded(self, job: Job, path: Path, name: str) -> None:
+        """Opens a file from the browser."""
+        try:
+            self._ask(job, Clip(path), self.run.question, name)
+        except VltError as e:
+            raise VltError(str(e).replace(str(path), name)) from e
+        finally:
+            self._drop(path)
+
+    def _drop(self, path: Path) -> None:
+        """A file from the browser that is not shown, or not any more."""
+        if self._uploads is not None and path.parent == Path(self._uploads.name) and path != self.run.clip.path:
+            path.unlink(missing_ok=True)
 
     def _ask(self, job: Job, clip: Clip, question: str, name: str = "") -> None:
+        job.check()
         same = clip is self.run.clip
+        edited: Trace | None = None
         run = trace(self.model, clip, question, **self._options(clip))
-        said = self._said(job, run)
-        fresh = self._fresh(question, said)
+        view = self._fresh(question, self._said(job, run))
         if same:  # what was switched off stays off
-            fresh["switches"] = self.view["switches"]
-        self.run, self.edited = run, None
-        if not same:
-            self._show(run, name)
-        self.view = {**fresh, "method": self.view["method"]}
-        if same:
-            self._switch(job)
+            view["switches"] = self.view["switches"]
+            edited, told = self._without(job, run, view)
+            view |= told
+        before = self.run.clip.path
+        with self._lock, self.hold_sync():
+            self.run, self.edited = run, edited
+            if not same:
+                self._show(run, name)
+            self.view = {**view, "method": self.view["method"]}
+            self._settled = (self.edited, self.view)
+        self._drop(before)
 
     def _options(self, clip: Clip) -> dict[str, Any]:
         """Those of the first clip, as far as this one has a use for them."""
@@ -218,22 +288,27 @@ class Probe(anywidget.AnyWidget):
         return options
 
     def _switch(self, job: Job) -> None:
-        off = self._edits()
+        job.check()
+        edited, told = self._without(job, self.run, self.view)
+        with self._lock:
+            self.edited, self.view = edited, {**self.view, **_NOTHING, **told}
+
+    def _without(self, job: Job, run: Trace, view: dict[str, Any]) -> tuple[Trace | None, dict[str, Any]]:
+        """The run without what is off, and what is to be seen of it."""
+        off = self._edits(run, view["switches"])
         if not off:
-            return
-        again = self.run.edited(off)
+            return None, {}
+        again = run.edited(off)
         said = self._said(job, again)
         again.check_fired()
         with interruptible(job, self.model):
-            change = again.score(self.run.answer.text) - self.view["answer"]["logp"]
+            change = again.score(run.answer.text) - view["answer"]["logp"]
         job.check()
-        self.edited = again
-        told = {"edited": {**said, "change": change, "off": [str(edit) for edit in off]}, "edits": json.loads(edits.dumps(off))}
-        self.view = {**self.view, **_NOTHING, **told}
+        return again, {"edited": {**said, "change": change}, "edits": json.loads(edits.dumps(off))}
 
-    def _edits(self) -> list[edits.Edit]:
+    def _edits(self, run: Trace, switches: dict[str, Any]) -> list[edits.Edit]:
         """What the switches stand for."""
-        switches, there = self.view["switches"], self.run.setting.branches
+        there = run.setting.branches
         off = [edits.without(branch) for branch in there if not switches[branch]]
         if "video" in there and switches["video"]:
             off += [edits.zero("frame_position")] if not switches["positions"] else []
@@ -242,17 +317,20 @@ class Probe(anywidget.AnyWidget):
             off.append(edits.mute(segment=switches["segments_off"]))
         return off
 
-    def _explain(self, job: Job, run: Trace) -> None:
-        word, method = self.view["word"], self.view["method"]
+    def _explain(self, job: Job, run: Trace, told: dict[str, Any]) -> None:
+        job.check()
+        if run is not (self.edited if told["word"]["edited"] else self.run):
+            return  # the answer that was clicked is not there any more
 
         def tell(done: int, total: int) -> None:
             job.check()
             self._tell(done=min(done / total, 1.0))
 
         with interruptible(job, self.model):
-            heat = pictures.heat(run, word["number"], method, tell)
+            heat = pictures.heat(run, told["word"]["number"], told["method"], tell)
         job.check()
-        self.view = {**self.view, "heat": heat}
+        with self._lock:
+            self.view = {**self.view, **told, "heat": heat}
 
     def _said(self, job: Job, run: Trace) -> dict[str, Any]:
         """The answer of a run; it appears word by word, as it comes."""

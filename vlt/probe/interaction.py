@@ -29,7 +29,8 @@ def interaction(run: Trace, absent: Mapping[str, Edit] | None = None, batch: int
     to log p with all minus log p with none. An interaction of two is what they add together beyond what each adds alone,
     averaged over whether the third is there (Shapley interaction index, Grabisch and Roubens 1999); that of three is
     what is left beyond all pairs. All sets count, also those in which the question is not there: what nobody misses while
-    question and the other branch are there, as a sweep tells, can have a share here. "values" has both. Exact: all 8 sets (4 where the clip has one branch) are run.
+    question and the other branch are there, as a sweep tells, can have a share here. "values" has both. Exact: all 8 sets
+    (4 where the clip has one branch) are run.
 
     absent: what taking away means, by default `ABSENT`. Returns a Series: "video", "sound", "question", "video x sound",
     ..., and, in attrs, "values" (set -> log p) and "absent".
