@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
 import nbformat
+from bs4 import BeautifulSoup
 from nbclient import NotebookClient
 from nbconvert import HTMLExporter
 from nbformat import NotebookNode
 
 HERE = Path(__file__).parent
 VIEW = "application/vnd.jupyter.widget-view+json"
+PNG = "image/png"
+STYLE = ".jp-InputArea-editor, .jp-RenderedText { overflow-x: auto; }"  # what is too long scrolls
 
 
 def executed(path: Path, timeout: int = 300) -> NotebookNode:
@@ -33,12 +37,39 @@ def executed(path: Path, timeout: int = 300) -> NotebookNode:
 def page(notebook: NotebookNode) -> str:
     """As HTML that asks for nothing from elsewhere: without the widgets' handles, which need their kernel."""
     notebook.metadata.pop("widgets", None)
+    notebook.metadata["title"] = title(notebook)
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs = [out for out in cell.outputs if VIEW not in out.get("data", {})]
     from_elsewhere = ("mathjax", "require_js", "jquery", "mermaid_js", "mermaid_layout_elk_js")
     exporter = HTMLExporter(**{f"{name}_url": "" for name in from_elsewhere})
-    return exporter.from_notebook_node(notebook)[0]
+    soup = BeautifulSoup(exporter.from_notebook_node(notebook)[0], "html.parser")
+    soup.head.append(BeautifulSoup(f"<style>{STYLE}</style>", "html.parser"))
+    # The template is told what figures show, and does not tell it.
+    said = {
+        _bare(out["data"][PNG]): out.get("metadata", {}).get(PNG, {}).get("alt") or _labels(cell)
+        for cell in notebook.cells
+        for out in cell.get("outputs", [])
+        if PNG in out.get("data", {})
+    }
+    for image in soup.select("img[src]"):
+        image["alt"] = said.get(_bare(image["src"].partition(",")[2]), image["alt"])
+    return str(soup)
+
+
+def title(notebook: NotebookNode) -> str:
+    """Of the lesson, as plain text."""
+    return notebook.cells[0].source.removeprefix("# ").split("\n")[0].replace("*", "")
+
+
+def _labels(cell: NotebookNode) -> str:
+    """What a picture that a lesson draws by hand says of itself."""
+    found = re.findall(r'(?:title|label)\(\s*f?"([^"]+)"', cell.source)
+    return f"Drawn by the code above: {'; '.join(found) or 'what the text is about'}."
+
+
+def _bare(text: str) -> str:
+    return "".join(text.split())
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from pages import executed, page  # notebooks/pages.py, which `make pages` runs
+from pages import executed, page, title  # notebooks/pages.py, which `make pages` runs
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
@@ -22,8 +22,11 @@ def test_runs_and_its_claims_hold(path: Path, monkeypatch: pytest.MonkeyPatch, t
     texts = [str(out) for cell in notebook.cells if cell.cell_type == "code" for out in cell.outputs]
     assert not [text for text in texts if "'name': 'stderr'" in text and "Warning" in text]
     rendered = page(notebook)
-    title = notebook.cells[0].source.removeprefix("# ").split("\n")[0].replace("*", "")
-    assert title in html.unescape(re.sub(r"<[^>]*>", "", rendered))
+    assert f"<title>{html.escape(title(notebook), quote=False)}</title>" in rendered.replace("&quot;", '"').replace(
+        "&#39;", "'"
+    )
+    pictures = re.findall(r"<img[^>]*>", rendered)
+    assert not [picture for picture in pictures if not re.search(r'alt="(?!No description)[^"]{20}', picture)]
     assert not re.search(r"""(src|import|from)[ =(]+["']https?:""", rendered)  # nothing is asked for from elsewhere
 
 
@@ -35,8 +38,9 @@ def test_is_kept_as_source(path: Path) -> None:
     assert not [cell for cell in code if cell.outputs or cell.execution_count is not None]
     assert any("assert " in cell.source for cell in code)  # it claims something
     assert notebook.cells[0].source.startswith("# ") and "## To think about" in notebook.cells[-1].source
+    assert re.findall(r"(?m)^(\d)\. ", notebook.cells[-1].source.split("## To think about")[1]) == ["1", "2", "3"]
     assert set(notebook.metadata) <= {"kernelspec", "language_info"}
 
 
 def test_ten_in_reading_order() -> None:
-    assert [path.name[:3] for path in NOTEBOOKS] == [f"{i:02d}_" for i in range(1, len(NOTEBOOKS) + 1)]
+    assert [path.name[:3] for path in NOTEBOOKS] == [f"{i:02d}_" for i in range(1, 11)]
