@@ -17,7 +17,7 @@ from vlt.probe.trace import Trace
 def by_captum(run: Trace, inputs: VideoMaskInput | SoundMaskInput, **options: object) -> captum.attr.LLMAttributionResult:
     speaker = Speaker(run)
     method = captum.attr.LLMAttribution(captum.attr.FeatureAblation(speaker), speaker.tokenizer)
-    return method.attribute(inputs, target=torch.tensor(run.answer.ids), **options)
+    return method.attribute(inputs, **{"target": torch.tensor(run.answer.ids), **options})
 
 
 @pytest.mark.parametrize("edit", [None, edits.zero("frame_position")])
@@ -32,6 +32,19 @@ def test_sound_as_ours(options: dict, edit: edits.Edit | None, bell: Trace) -> N
     np.testing.assert_allclose(found.token_attr.sum(0), found.seq_attr, atol=1e-4)
     placed = inputs.format_pixel_attr(found.seq_attr)
     assert placed.shape == (8, 128, 204) and bool((placed[1] == found.seq_attr[1]).all())
+
+
+def test_a_target_can_be_a_text(bell: Trace) -> None:
+    """Its tokens are those of an answer, stop sign included; and what is not there is as in the baseline that is asked for."""
+    mask = torch.arange(8)[:, None, None].expand(8, 128, 204)
+    by_ids, by_text = (
+        by_captum(bell, SoundMaskInput(bell, mask, "mean"), use_cached_outputs=False, target=target)
+        for target in (torch.tensor(bell.answer.ids), "I hear a bell.")
+    )
+    assert by_text.token_attr.shape == (len(bell.answer.ids), 8)
+    torch.testing.assert_close(by_text.seq_attr, by_ids.seq_attr)
+    ours = attribute(bell, "spectrograms", "ablation", baseline="mean", progress=False, cells={"mel": 128, "time": 204})
+    np.testing.assert_allclose(by_text.seq_attr, ours.heat.sum(("mel", "time")), atol=1e-3)
 
 
 def test_video_as_ours(square: Trace) -> None:

@@ -34,6 +34,42 @@ def test_gradients_on_paper() -> None:
     close(heat_of("grad_cam", on_paper(), 0), [2.25, 2.8125, 2.8125, 0])
 
 
+class Squares(OnPaper):
+    """score = half the sum of x^2, whose gradient is x."""
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return x.square().flatten(1).sum(1) / 2
+
+
+def test_smoothgrad_is_the_size_of_the_mean_gradient_under_noise() -> None:
+    """Where the gradient is 0, mean noise: its sizes are much smaller than the mean of sizes, and scale with the deviation
+    and with what the values differ from the baseline by."""
+
+    def of_zero(deviation: float, size: float) -> np.ndarray:
+        value = torch.full((1, 400, 1), size)
+        value[:, ::2] = 0  # root mean square: size / sqrt(2)
+        score: Any = Squares(value, value[0], batch=500)
+        task = Task(
+            score, value, 0 * value, methods.cells(score.axes, value, {}), False, {"n_samples": 100, "deviation": deviation}
+        )
+        heat = heat_of("smoothgrad", task, 0).numpy()
+        assert heat[1::2].mean() == pytest.approx(size, rel=0.1)
+        return heat[::2]
+
+    spread = 0.5 * 2 / np.sqrt(2)  # of the noise
+    small = of_zero(0.5, 2.0)
+    assert small.mean() == pytest.approx(spread * np.sqrt(2 / np.pi) / 10, rel=0.15)  # of 100 draws the mean
+    np.testing.assert_allclose(of_zero(1.0, 2.0), 2 * small, rtol=1e-3)
+    np.testing.assert_allclose(of_zero(0.5, 20.0), 10 * small, rtol=1e-3)
+
+
+def test_what_is_missed() -> None:
+    """More than a tenth of what all bring, and more than 0.05."""
+    assert [methods.missed(*each) for each in ((0.04, 0.1), (0.06, 0.1), (0.9, 10), (1.1, 10), (-1.1, -10), (-0.9, 10))] == [
+        False, True, False, True, True, False,
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("method", ["occlusion", "ablation", "shapley_sampling", "kernel_shap"])
 def test_taking_away_on_paper(method: str) -> None:
     close(heat_of(method, on_paper(), 0), GAIN, atol=1e-3)
@@ -268,7 +304,7 @@ def test_smoothed(square: Trace) -> None:
         ({"method": "occlusion", "stride": 3}, "stride = 3; expected {axis: whole number of places}"),
         ({"method": "occlusion", "stride": {"segment": 0.5}}, "expected {axis: whole number of places}"),
         ({"method": "kernel_shap", "n_samples": 3}, "3 sets do not tell 8 cells apart"),
-        ({"at": "frame"}, "attribution at 'frame'; nearest: frames"),
+        ({"at": "frame"}, "attribution at 'frame'; it can be at frames, patches"),
         ({"target": "buzz"}, "the answer has no word 'buzz'; its tokens are"),
         ({"target": ("bell", "buzz", "hum")}, "a contrast is of two words"),
         ({"target": ("bell", "bell")}, "is the same twice"),

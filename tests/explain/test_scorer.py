@@ -30,6 +30,23 @@ def test_own_values_score_as_the_run(at: str, bell: Trace) -> None:
     assert rather > 0 and np.isfinite(other)
 
 
+def test_the_mean_is_over_all_places(square: Trace) -> None:
+    score = scorer(square, "patches")
+    expected = score.value.mean((1, 2), keepdim=True).expand_as(score.value)
+    torch.testing.assert_close(score.without("mean")[0], expected)
+
+
+def test_a_model_in_training_is_refused(bell: Trace) -> None:
+    try:
+        bell.model.train()
+        with pytest.raises(VltError, match=r"call model\.eval\(\)"):
+            vlt.attribute(bell, "segment_tokens", "saliency", progress=False)
+        with pytest.raises(VltError, match=r"call model\.eval\(\)"):  # one that was opened before
+            bell.rerun(edits.zero("frame_position"), answer="I hear a bell.").logprobs  # noqa: B018
+    finally:
+        bell.model.eval()
+
+
 def test_rather_is_the_difference_of_two_words(bell: Trace) -> None:
     score = scorer(bell, "segment_tokens", ("bell", "buzz"))
     said = trace(bell.model, bell.clip, bell.question, answer="I hear a buzz.")

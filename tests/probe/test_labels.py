@@ -12,6 +12,7 @@ import torch
 from tests.probe.conftest import ATTENTIONS, PLACES, QUESTION
 from vlt.inputs.clip import Clip
 from vlt.model.video_llama import VideoLlama
+from vlt.probe import edits
 from vlt.probe.trace import Trace, trace
 
 RATE = 16_000
@@ -154,6 +155,20 @@ def test_parts_of_attention_keep_their_labels(bell: Trace) -> None:
     frames = bell.attention("video_qformer.1.cross", columns=["frame 0", "frame 1-7"], mean=True)
     assert frames.coords["seen"].values.tolist() == ["frame 0", "frame 1-7"]
     np.testing.assert_allclose(frames.sum("seen").values, 1, atol=1e-6)
+
+
+@pytest.mark.parametrize("question", ["What \N{BELL}\N{BELL} is  it?", "\N{BELL} here?", "聞こえる音は?", "Was hörst du?"])
+def test_every_token_of_a_question_is_of_it(bell: Trace, question: str) -> None:
+    """Also those whose text another has: the first bytes of a character, and white space."""
+    run = trace(bell.model, bell.clip, question)
+    table = run.tokens.table().iloc[: run.row.begin]
+    asked = np.flatnonzero(table["group"] == "question")
+    ids = bell.model.tokenizer.encode(question, add_special_tokens=False)
+    assert len(ids) - 1 <= len(asked) <= len(ids) + 1 and np.array_equal(asked, np.arange(asked[0], asked[-1] + 1))
+    assert "".join(table["word"].iloc[asked]).split() == question.split()
+    cut = run.rerun(edits.knockout("question"), answer="I hear a bell.").logprobs
+    whole = run.rerun(edits.knockout(asked.tolist()), answer="I hear a bell.").logprobs
+    np.testing.assert_allclose(cut, whole, atol=1e-5)
 
 
 def test_words_and_groups_of_tokens(bell: Trace) -> None:

@@ -90,6 +90,7 @@ def test_of_a_given_answer(bell: Trace) -> None:
     run = trace(bell.model, bell.clip, QUESTION, answer="I hear a buzz.")
     found = sweep(run, {"mute": edits.mute()}, progress=False)
     assert found.loc[UNEDITED, "logprob"] == pytest.approx(bell.score("I hear a buzz."), abs=1e-4)
+    assert found.loc[UNEDITED, "answer"] == "I hear a buzz." and found.loc[UNEDITED, "same"]
     assert found.loc["mute", "answer"] == bell.rerun(edits.mute()).answer.text
 
 
@@ -251,6 +252,13 @@ def other_model(run: Trace) -> VideoLlama:
     return model
 
 
+def headless(run: Trace) -> VideoLlama:
+    model = copy.deepcopy(run.model)
+    with torch.no_grad():
+        model.language_model.get_decoder().layers[2].self_attn.o_proj.weight[:, 32:64] = 0
+    return model
+
+
 def other(run: Trace, model: VideoLlama | None = None, clip: str = "", question: str = "", **options: object) -> Trace:
     """The same run with one thing changed; also what it is said to answer is the same."""
     asked = {"coverage": run.setting.coverage if "audio" in run.setting.branches else None, "answer": run.answer.text}
@@ -268,6 +276,7 @@ OTHERS = {
     "answer": lambda run: other(run, answer="It is there."),
     "length": lambda run: other(run, max_new_tokens=2),
     "model": lambda run: other(run, model=other_model(run)),
+    "a head": lambda run: other(run, model=headless(run)),
     "edits": lambda run: run.rerun(edits.reverse(), answer=run.answer.text),
 }
 
@@ -352,6 +361,20 @@ def test_sweeps_that_cannot_be_are_refused_before_anything_runs(bell: Trace, tmp
 def test_an_edit_that_does_nothing_is_told(bell: Trace) -> None:
     with pytest.raises(VltError, match="did nothing"):
         sweep(bell, {"both": [edits.without("video"), edits.zero("video_prefix")]}, progress=False)
+
+
+def test_what_others_did_is_kept_where_one_does_nothing(bell: Trace, tmp_path: Path) -> None:
+    idle = [edits.without("video"), edits.zero("video_prefix")]
+    chosen = {"mute": edits.mute(), "idle": idle, "blank": edits.blank()}
+    with pytest.raises(VltError, match=r"^idle: .*did nothing"):
+        sweep(bell, chosen, keep=tmp_path / "kept.jsonl", progress=False)
+    assert len(lines(tmp_path / "kept.jsonl")) == 3  # the unedited run, too
+
+
+def test_how_often_an_edit_fired_does_not_hang_on_the_batch(bell: Trace) -> None:
+    chosen = {"cut": edits.knockout("audio"), "mute": edits.mute(), "blind": edits.without("video")}
+    one, many = (sweep(bell, chosen, batch=batch, progress=False)["fired"] for batch in (1, 16))
+    assert one.to_dict() == many.to_dict()
 
 
 def test_candidates_that_are_not_several(bell: Trace) -> None:

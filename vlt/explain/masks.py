@@ -3,7 +3,7 @@ picture, and a run as the model that its classes for language models want.
 
     inputs = VideoMaskInput(run, mask)                       # mask [frame, height, width] int: which feature each pixel is of
     method = captum.attr.LLMAttribution(captum.attr.ShapleyValues(speaker), speaker.tokenizer)
-    found = method.attribute(inputs, target=torch.tensor(run.answer.ids), use_cached_outputs=False)
+    found = method.attribute(inputs, target="I hear a bell.", use_cached_outputs=False)
     inputs.format_pixel_attr(found.seq_attr)                           # [frame, height, width]
 
 with `speaker = Speaker(run)`. `use_cached_outputs=False` is needed: with transformers 5 captum 0.9 scores every token but the
@@ -89,14 +89,31 @@ class SoundMaskInput(MaskInput):
     at = "spectrograms"
 
 
+class _Tokenizer:
+    """The model's, but that texts which are encoded are answers to the run's question: as the model would say them, the
+    stop sign included."""
+
+    def __init__(self, run: Trace) -> None:
+        self._run, self._own = run, run.model.tokenizer
+
+    def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
+        return list(self._run.ids(text))
+
+    def __call__(self, *given: Any, **options: Any) -> Any:
+        return self._own(*given, **options)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._own, name)
+
+
 class Speaker(nn.Module):
     """A run as captum's language model: (input_ids [1, token], frames and spectrograms, where they have changed) ->
     logits. ids: of the prompt, 0 where a soft token stands; what follows them is the answer, as far as it is said. Edits of
-    the run stay in force."""
+    the run stay in force. tokenizer: for captum, whose targets are answers to the run's question."""
 
     def __init__(self, run: Trace) -> None:
         super().__init__()
-        self.run, self.tokenizer, self.device = run, run.model.tokenizer, run.model.device
+        self.run, self.tokenizer, self.device = run, _Tokenizer(run), run.model.device
         ids: list[int] = []
         for part in run.prompt.parts:
             ids += [0] * run.model.config.num_queries[part] if isinstance(part, str) else list(part)

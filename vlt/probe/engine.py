@@ -177,9 +177,16 @@ class Layout:
         return axis.find(index)
 
 
+def check_mode(model: VideoLlama) -> None:
+    """In training dropout would make other numbers of the same run."""
+    if any(module.training for module in model.modules()):
+        raise VltError("the model is being trained: call model.eval() before it is looked into")
+
+
 @contextmanager
 def tap(runs: Sequence[Trace], stage: str, layout: Layout, watch: Watch | None = None) -> Iterator[None]:
     """Watches a batch while it runs, and applies the edits that stand inside this stage."""
+    check_mode(runs[0].model)
     known = runs[0].sites
     found: dict[str, list[tuple[int, Applied]]] = defaultdict(list)
     for i, run in enumerate(runs):

@@ -70,7 +70,11 @@ def _question(pieces: Sequence[str], question: str, template: str) -> list[int]:
         if piece and at < start + len(asked) and at + len(piece) > start:
             found.append(i)
         at += len(piece)
-    return found
+    # What lies between is of it, too: white space, and bytes of a character whose text its last token has.
+    first, last = (found[0], found[-1]) if found else (0, -1)
+    while first > 0 and not pieces[first - 1]:
+        first -= 1
+    return list(range(first, last + 1))
 
 
 def token_of(model: VideoLlama, word: str) -> int:

@@ -83,8 +83,8 @@ def sweep(
     result is added as it comes; another call goes on from there.
 
     Returns a table by name, the unedited run first: answer; same (as the unedited one's); logprob of the unedited
-    answer, its stop sign included; change of that; fired (how often the edits were applied); and the logprob of
-    every candidate. The numbers are those that `run.rerun` gives one by one.
+    answer, its stop sign included; change of that; fired (how often the edits were applied while answers were scored);
+    and the logprob of every candidate. The numbers are those that `run.rerun` gives one by one.
     """
     if not isinstance(variants, Mapping) or not variants or UNEDITED in variants:
         raise VltError(f"give at least one variant, {{name: edits}}, none of them named {UNEDITED!r}")
@@ -103,10 +103,18 @@ def sweep(
     with tqdm(total=len(todo), desc="sweep", disable=not progress, leave=False) as bar, torch.no_grad():
         for at in range(0, len(todo), batch):
             names = todo[at : at + batch]
+            idle = []
             for name, result in zip(names, _batch(run, [runs[n] for n in names], candidates, batch), strict=True):
+                try:
+                    runs[name].check_fired()
+                except VltError as error:
+                    idle.append(f"{name}: {error}")
+                    continue
                 results[name] = result
                 if shelf is not None:
                     shelf.add(asked[name], result)
+            if idle:  # what else there was is kept
+                raise VltError(idle[0])
             for name in names:  # what this batch computed is in the results: its memory is free again
                 if runs[name] is not run:
                     del runs[name]
@@ -120,18 +128,17 @@ def _batch(run: Trace, runs: Sequence[Trace], candidates: Sequence[str], batch: 
     each = 1 + len(candidates)
     first = scores[::each]
     # where every token of the old answer is still the likeliest, a greedy answer is the old one: it need not be made
-    changed = [r for r, (_, same) in zip(runs, first, strict=True) if not same]
+    changed = [r for r, (_, same) in zip(runs, first, strict=True) if not same and r is not run]
+    fired = [sum(r.fired.values()) for r in runs]  # while an answer is made, rows that have ended go on beside the others
     answers: dict[int, Answer] = {}
     if changed:
         made = language.generate(changed, run.setting.max_new_tokens, batch)
         answers = {id(r): answer for r, answer in zip(changed, made, strict=True)}
     out = []
     for i, r in enumerate(runs):
-        if r is not run:
-            r.check_fired()
         logprobs = [float(log.sum()) for log, _ in scores[i * each : (i + 1) * each]]
         answer = answers.get(id(r), run.answer)
-        out.append({"answer": answer.text, "logprobs": logprobs, "fired": sum(r.fired.values()) if r is not run else 0})
+        out.append({"answer": answer.text, "logprobs": logprobs, "fired": fired[i] if r is not run else 0})
     return out
 
 
@@ -205,10 +212,12 @@ class Shelf:
 
 
 def _fingerprint(model: Any) -> str:
-    """Tells models apart: their sizes, and some numbers of every weight."""
+    """Tells models apart: their sizes, and the bits of all weights, added up along every row and every column."""
     digest = hashlib.sha256(model.config.to_json_string(use_diff=False).encode())
-    for name, weight in model.named_parameters():
-        digest.update(
-            f"{name}{tuple(weight.shape)}{weight.flatten()[:: max(weight.numel() // 64, 1)].float().tolist()}".encode()
-        )
+    for name, weight in (*model.named_parameters(), *model.named_buffers()):
+        digest.update(f"{name}{tuple(weight.shape)}{weight.dtype}".encode())
+        bits = weight.detach().reshape(len(weight) if weight.ndim else 1, -1).contiguous()
+        bits = bits.view({1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[bits.element_size()])
+        for along in (0, 1):
+            digest.update(bits.sum(along, dtype=torch.int64).cpu().numpy().tobytes())
     return digest.hexdigest()

@@ -23,7 +23,7 @@ from vlt.model.video_llama import VideoLlama
 from vlt.probe import language
 from vlt.probe.axes import Axis, Index
 from vlt.probe.edits import Edit, Source, as_list
-from vlt.probe.engine import ENCODERS, Applied, Watch, compute, forward
+from vlt.probe.engine import ENCODERS, Applied, Watch, check_mode, compute, forward
 from vlt.probe.labels import Heard, Labels, Wanted, labelled
 from vlt.probe.language import Row
 from vlt.probe.setting import Setting
@@ -52,8 +52,7 @@ def trace(
     """
     check_type(model, VideoLlama, "the model of vlt.trace(model, clip, question)")
     check_type(question, str, "the question of vlt.trace(model, clip, question)")
-    if any(module.training for module in model.modules()):
-        raise VltError("the model is being trained: call model.eval() before it is looked into")
+    check_mode(model)
     given, chosen = model.inputs(clip, branches, n_frames, coverage)
     setting = Setting(clip, chosen, n_frames, coverage or model.config.coverage, tuple(history), system, max_new_tokens)
     run = Trace(model, setting, question, {name: value for name, (value, _) in given.items()}, answer)

@@ -241,7 +241,7 @@ class Laid:
         trunk: Any = run.model.config.imagebind_config.audio
         self.kernel, self.stride = trunk.kernel_size, trunk.stride
         self.start, self.end = start, end
-        self.sounding = np.minimum(end, run.clip.sound.duration)  # the rest is padding
+        self.sounding = np.minimum(end, run.clip.sound.start + run.clip.sound.duration)  # the rest is padding
         span = end.max() - start.min()
         self.apart = bool((start[1:] < end[:-1] - 1e-6).any() or (end - start).sum() < 0.5 * span)
         self.left = np.arange(len(start)) * (end - start).max() * 1.04 if self.apart else start
