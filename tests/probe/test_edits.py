@@ -241,6 +241,8 @@ def test_edits_are_done_in_their_order(bell: Trace) -> None:
     plain = read(bell, "video_queries")
     np.testing.assert_array_equal(read(bell.rerun([double, zero]), "video_queries"), plain * 2 + 1)
     np.testing.assert_array_equal(read(bell.rerun([zero, double]), "video_queries"), (plain + 1) * 2)
+    again = bell.rerun(zero).rerun(double)  # what comes later stands behind what was there
+    np.testing.assert_array_equal(read(again, "video_queries"), (plain + 1) * 2)
 
 
 def test_the_unedited_run_is_never_touched(bell: Trace) -> None:

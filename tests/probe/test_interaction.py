@@ -95,6 +95,16 @@ def test_the_box_by_one_run_after_the_other(bell: Trace) -> None:
     assert found["sound"] > 1 > abs(found["video"] / found["sound"])  # what is heard is heard
 
 
+def test_a_question_that_is_away_is_a_question_nobody_looks_at(bell: Trace) -> None:
+    """Neither the answer nor the rest of the prompt: which words stand there makes no difference."""
+    told = [interaction(trace(bell.model, bell.clip, asked, answer="I hear a bell.")).attrs["values"] for asked in OTHER_WORDS]
+    assert told[0]["video + sound"] == pytest.approx(told[1]["video + sound"], abs=1e-4)
+    assert abs(told[0]["video + sound + question"] - told[1]["video + sound + question"]) > 1
+
+
+OTHER_WORDS = ("What do you hear?", "What do you see?")  # as many tokens
+
+
 def test_the_size_of_a_batch_changes_nothing(bell: Trace) -> None:
     assert interaction(bell, batch=3).to_dict() == pytest.approx(interaction(bell).to_dict(), abs=1e-3)
 

@@ -331,6 +331,16 @@ def test_heat_has_its_places_and_stays_within_its_share(bell: Trace, method: str
 
 
 @pytest.mark.parametrize("method", METHODS)
+def test_more_than_the_limit_is_refused_before_anything_runs(bell: Trace, method: str) -> None:
+    with pytest.raises(VltError, match=f"{method} keeps .* limit"):
+        path(bell, WORD, method, limit=10)
+    one = 2 * 4 * bell.tokens.size**2  # rollout: the matrix, and its product with the next
+    rollout(bell, "language_model", limit=one)
+    with pytest.raises(VltError, match="rollout keeps"):
+        rollout(bell, "language_model", limit=one - 1)
+
+
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("branch", ["video", "audio"])
 def test_there_is_no_heat_where_nothing_is_looked_at(bell: Trace, branch: str, method: str) -> None:
     again = bell.edited(edits.knockout(branch), answer=bell.answer.text)

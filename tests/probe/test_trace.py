@@ -241,8 +241,22 @@ def test_patterns_find_all_that_they_fit(bell: Trace) -> None:
     assert list(bell["vision_model.[02].mlp"]) == ["vision_model.0.mlp", "vision_model.2.mlp"]
     assert list(bell["*_position"]) == of(("table",))
     assert list(bell["video_qformer.**"]) == of(("block", "mlp", "self", "cross"), "video_qformer.")
+    assert list(bell["*_prefix"]) == ["video_prefix", "audio_prefix"]
+    assert list(bell["video_*"]) == ["video_queries", "video_prefix"]
     one = bell.attention("video_qformer.1.cross")
     assert np.array_equal(one.values, bell.attention("video_qformer.[1].cross")["video_qformer.1.cross"].values)
+
+
+def test_all_that_a_pattern_fits_comes_from_one_pass(bell: Trace) -> None:
+    passes: list[object] = []
+    handle = bell.model.language_model.register_forward_hook(lambda *_: passes.append(1))
+    try:
+        found = bell["language_model.**"]
+    finally:
+        handle.remove()
+    assert len(found) == 12 and len(passes) == 1
+    np.testing.assert_array_equal(found["language_model.2.mlp"].values, bell["language_model.2.mlp"].values)
+    np.testing.assert_array_equal(found["language_model.1.self"].values, bell["language_model.1.self"].values)
 
 
 UNKNOWN = {

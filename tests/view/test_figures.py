@@ -98,6 +98,10 @@ def test_heat_over_frames(run: Trace, found: xr.Dataset) -> None:
     assert len(figure.axes) == 8 + 8 + 1
     drawn = pictures(figure, "cividis")
     np.testing.assert_array_equal(np.stack(drawn), found.video.values)
+    for axes in figure.axes[8:16]:  # the picture under the heat is the same way up
+        grey, heat = axes.images
+        np.testing.assert_array_equal(np.sign(np.diff(grey.get_extent())), np.sign(np.diff(heat.get_extent())))
+        assert grey.get_extent() == heat.get_extent() and grey.origin == heat.origin == "upper"
     limits = {i.get_clim() for a in figure.axes for i in a.images if i.cmap.name == "cividis" and i.get_array().ndim == 2}
     assert limits == {(0.0, found.video.values.max())}  # one scale
     seen = denormalise(run.stage("frames")[0]).numpy()

@@ -228,7 +228,8 @@ def knockout(
 
 
 def shuffle(at: str = "frames", axis: str = "frame", seed: int = 0) -> Edit:
-    """Frames (or whatever is along an axis of a stage) in a random order, never in their own."""
+    """Frames (or whatever is along an axis of a stage) in a random order, never in their own. Labels (times, numbers) stay
+    with the places, as they do in the model: what was moved there has other ones. So it is with `reverse` and `repeat`."""
     return _edit("reorder", at, {}, axis=axis, order="shuffle", seed=_whole("seed", seed))
 
 

@@ -83,14 +83,17 @@ class Rolling(Watcher):
         self.flow, self.cross = flow, cross
 
     def see(self, call: Call) -> None:
-        self.flow.rolled(call.probabilities().mean(1), self.cross)
+        keep = Keep(mean=True)  # some rows at a time
+        keep.see(call)
+        assert keep.kept is not None
+        self.flow.rolled(keep.kept[:, 0], self.cross)
 
 
-def rollout(run: Trace, part: str) -> xr.DataArray:
+def rollout(run: Trace, part: str, limit: int = LIMIT) -> xr.DataArray:
     """Attention rollout through all layers of a part ("vision_model", "video_qformer", "language_model", ...): what each
     row holds of each of the part's own first rows or, for Q-Formers, of what they look at [(frame or segment,) row,
     column]. Rows sum to one, but for what goes to ImageBind's extra key, and for a Q-Former's share of its own queries."""
-    flow = flows(run, [part], "rollout")[part]
+    flow = flows(run, [part], "rollout", limit=limit)[part]
     site = next(s for s in run.sites.values() if s.part == part and s.columns)
     return _labelled(run, site, flow, f"rollout of {part}")
 
@@ -122,6 +125,11 @@ def flows(run: Trace, parts: Sequence[str], method: str, word: int | str = 0, li
         raise VltError(f"no part {lacking[0]!r}; {nearest(lacking[0], {s.part for s in run.sites.values() if s.columns})}")
     found = {part: Flow() for part in parts}
     if method == "rollout":
+        size = sum(2 * 4 * max(_count(run, s) // s.n_heads for s in at[part]) for part in parts)
+        if size > limit:
+            raise VltError(
+                f"rollout keeps {size / 2**20:,.1f} MiB, the limit is {limit / 2**20:,.1f} MiB; take fewer parts, or limit="
+            )
         run.observe({s.name: Rolling(found[part], s.kind == "cross") for part in parts for s in at[part]})
         return found
     for site, a in _weighted(run, [s for part in parts for s in at[part]], word, limit):

@@ -27,7 +27,7 @@ from vlt.probe.engine import ENCODERS, Applied, Watch, check_mode, compute, forw
 from vlt.probe.labels import Heard, Labels, Wanted, labelled
 from vlt.probe.language import Row
 from vlt.probe.setting import Setting
-from vlt.probe.sites import Site, is_pattern, match, sites
+from vlt.probe.sites import Site, fits, is_pattern, match, sites
 
 LIMIT = 2**30  # bytes that one reading may keep, unless it is told otherwise
 
@@ -127,7 +127,7 @@ class Trace:
 
     def ids(self, answer: str) -> tuple[int, ...]:
         """The tokens with which this model would say an answer to this question, its stop sign included."""
-        return self.model.answer_ids(self.prompt, answer, **self._prompting)
+        return self.model.answer_ids(self.prompt, answer.strip(), **self._prompting)
 
     @cached_property
     def answer(self) -> Answer:
@@ -188,10 +188,13 @@ class Trace:
 
     def __getitem__(self, name: str) -> Any:
         """A stage, or what a place inside the model gives (of a block its residual stream, of an attention what its heads
-        say), as a labelled array without the clip axis; for a pattern, a dict of them."""
+        say), as a labelled array without the clip axis; for a pattern, a dict of them, from one pass."""
         if name in stages.STAGES or not is_pattern(name):
             return labelled(*self.reading(name), name)
-        return {site.name: self[site.name] for site in self._there(name)}
+        fitting = [s for s in stages.TENSOR_STAGES if fits(name, s) and stages.branch(s) in (None, *self.setting.branches)]
+        there = self._there(name) if not fitting or any(fits(name, site) for site in self.sites) else []
+        heard = self._heard(there)
+        return {s: self[s] for s in fitting} | {site: labelled(*found, site) for site, found in heard.items()}
 
     def reading(self, name: str) -> tuple[Tensor, list[Axis]]:
         """A stage or a place: the tensor without its clip axis, and its axes."""
@@ -199,11 +202,19 @@ class Trace:
             if name in stages.STAGES:
                 return self.stage(name)[0], self.axes_of(name)
             site = self._there(name)[0]
-            heard = Heard()
-            self.observe({site.name: heard if site.columns else heard.hear})
-            value = heard.value
+            return self._heard([site])[site.name]
+
+    @torch.no_grad()
+    def _heard(self, there: Sequence[Site]) -> dict[str, tuple[Tensor, list[Axis]]]:
+        """What places give, without the clip axis, and its axes."""
+        heard = {site.name: Heard() for site in there}
+        self.observe({site.name: heard[site.name] if site.columns else heard[site.name].hear for site in there})
+        out = {}
+        for site in there:
+            value = heard[site.name].value
             assert value is not None
-            return (value if site.inner or site.kind == "table" else value[0]), self.axes_of(name)
+            out[site.name] = (value if site.inner or site.kind == "table" else value[0]), self.axes_of(site.name)
+        return out
 
     def stage(self, name: str) -> Tensor:
         """A stage's value, with its clip axis."""
