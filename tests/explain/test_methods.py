@@ -14,7 +14,7 @@ from vlt.errors import VltError
 from vlt.explain import methods
 from vlt.explain.attribution import COMPLETE, METHODS, READ_ATTENTION, attribute, heat_of
 from vlt.explain.methods import Task
-from vlt.explain.scorer import scorer
+from vlt.explain.scorer import PLACES, scorer
 from vlt.probe.trace import Trace
 
 
@@ -340,3 +340,12 @@ def test_smoothgrad_is_the_same_in_batches_of_any_size(bell: Trace) -> None:
         attribute(bell, "parts", "smoothgrad", "bell", n_samples=6, batch=batch, progress=False).heat for batch in (4, 16)
     )
     assert np.allclose(four, sixteen, atol=1e-5 * float(abs(four).max()))
+
+
+@pytest.mark.parametrize("at", [at for at in PLACES if at != "prefix"])
+def test_heat_at_every_stage_has_a_picture(at: str, bell: Trace) -> None:
+    heat = attribute(bell, at, "gradient_x_input", "bell", progress=False)
+    assert "gradient x input at" in heat.figure().alt and len(heat.figure().axes) >= 1
+    if at == "audio_queries":
+        bars = [patch.get_height() for patch in heat.figure().axes[0].patches]
+        assert bars == pytest.approx(heat.heat.values.tolist())

@@ -114,8 +114,7 @@ def _measured(heat: Attribution, controls: int, seed: int) -> tuple[Faithfulness
 def _write(out: Path, heat: Attribution, truth: Faithfulness | None) -> None:
     from vlt.view import figures
 
-    if heat.has_picture:
-        figures.save(heat.figure(truth), out / f"{heat.at}.png")
+    figures.save(heat.figure(truth), out / f"{heat.at}.png")
     if truth is not None:
         figures.save(truth.figure(), out / f"{heat.at}-faithfulness.png")
     write_whole(out / f"{heat.at}.csv", heat.heat.rename("heat").to_dataframe().to_csv())

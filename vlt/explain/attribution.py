@@ -89,11 +89,6 @@ class Attribution:
             out.append(f"The heat sums to {brings + self.error:.2f} and should to {brings:.2f}: ask for more {more}{asked}.")
         return out
 
-    @property
-    def has_picture(self) -> bool:
-        """Soft tokens and queries of one branch are places of nothing that can be drawn."""
-        return bool({"part", "token", "frame", "frame_token", "segment"} & set(self.heat.dims))
-
     def figure(self, faithfulness: Any = None) -> Figure:
         """The heat over the frames, the spectrogram, the words, or as bars; with what `vlt.faithfulness` found, under a
         map that does not beat what knows nothing there stands a warning."""
@@ -113,7 +108,7 @@ class Attribution:
             return figures.over_frames(self.run, heat, note=note)
         if "segment" in kinds:
             return figures.over_sound(self.run, heat, note=note)
-        raise VltError(f"heat at {self.at!r} has no picture: its axes are {', '.join(map(str, heat.dims))}; read .heat")
+        return figures.queries(heat, note=note)
 
 
 def attribute(

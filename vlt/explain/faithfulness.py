@@ -67,10 +67,13 @@ class Faithfulness:
     @property
     def said(self) -> str:
         """The warning, and by which cells the map was tested, where by others than its own; mostly nothing."""
-        by = f"Tested by cells of {' x '.join(f'{n} {axis}' for axis, n in self.cells.items())}: " if self.cells else ""
-        if self.warning:
-            return f"{WARNS} {by}{self.warning}"
-        return f"{by}beats what knows nothing; of places within them nothing is shown." if by else ""
+        lines = [f"{WARNS} {self.warning}"] if self.warning else []
+        if self.cells:
+            by = f"Tested by cells of {' x '.join(f'{n} {axis}' for axis, n in self.cells.items())}"
+            lines.append(
+                f"{by}." if self.warning else f"{by}: beats what knows nothing; of places within them nothing is shown."
+            )
+        return "\n".join(lines)
 
     def figure(self) -> Figure:
         """The curves, with those of the controls."""

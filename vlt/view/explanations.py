@@ -76,6 +76,26 @@ def parts(heat: xr.DataArray, what: str = "", note: str = "") -> Figure:
     return noted(figure, note)
 
 
+def queries(heat: xr.DataArray, what: str = "", note: str = "") -> Figure:
+    """Heat on the queries of a branch, which are places of nothing that could be seen or heard, as bars.
+
+    heat: [video_query] or [audio_query]. what, note: as of `parts`. Raises `VltError` for another array.
+    """
+    if not isinstance(heat, xr.DataArray) or heat.dims not in (("video_query",), ("audio_query",)):
+        raise VltError(f"queries draws an array [video_query] or [audio_query]; this is a {type(heat).__name__}")
+    values = numbers(heat, "queries").values
+    what, name = what or str(heat.attrs.get("long_name", "heat")), str(heat.dims[0]).replace("_", " ")
+    figure = Figure(WIDTH, 1.9 + height_of(note), layout="constrained")
+    axes, scale = tidy(figure.subplots()), Scale.of(values)
+    axes.bar(range(len(values)), values, width=0.7, color=COLOURS[0])
+    axes.axhline(0, color="black", linewidth=0.6)
+    axes.yaxis.set_major_formatter(scale.number)
+    axes.set_ylabel(folded(scale.title(what), 1.3), fontsize=SIZE)
+    axes.set_xlabel(name, fontsize=SIZE)
+    figure.alt = finding(heat, f"{what} over {len(values)} queries", f"at {name} {int(values.argmax())}")
+    return noted(figure, note)
+
+
 def curves(found: xr.DataArray, what: str = "", note: str = "") -> Figure:
     """Deletion and insertion: the score as more and more of the hottest places are taken away, or put in; beside the map's
     own curves those of maps that know nothing, with the band that holds 95 % of them.

@@ -40,7 +40,7 @@ from vlt.view.drawing import (
     signed,
     tidy,
 )
-from vlt.view.explanations import curves, parts, truth
+from vlt.view.explanations import curves, parts, queries, truth
 from vlt.view.heads import attention
 
 __all__ = [
@@ -54,6 +54,7 @@ __all__ = [
     "over_tokens",
     "parts",
     "path",
+    "queries",
     "save",
     "sweep",
     "truth",
