@@ -168,8 +168,9 @@ class Panel {
     if (this.player) this.player.setAttribute("aria-label", `${shown.name}, with heat`);
     this.over = isVideo && source ? node("canvas", { width: 240, height: 240, "aria-hidden": "true" }) : null;
     this.words = node("div", {});
+    this.parts.top.classList.toggle("bare", !this.player);
     this.parts.top.replaceChildren(
-      node("div", {}, node("div", { className: "player" }, this.player, this.over), this.over ? node("small", {}, "heat: of the last frame that the model has seen by then") : ""),
+      node("div", { hidden: !this.player }, node("div", { className: "player" }, this.player, this.over), this.over ? node("small", {}, "heat: of the last frame that the model has seen by then") : ""),
       this.words,
     );
   }
