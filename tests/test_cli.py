@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import CHECKPOINTS, REFERENCE
+from vlt.cli import terminal
 from vlt.model import stages
 
 ROOT = Path(__file__).parents[1]
@@ -148,6 +149,14 @@ def test_a_name_cannot_drive_the_terminal(tmp_path: Path) -> None:
     done = vlt("probe", path)
     refused(done, ":cat:")
     assert "\x1b" not in done.stderr
+
+
+def test_the_box_says_what_it_does_not_know(tmp_path: Path) -> None:
+    own, strange = Path(__file__).parents[1] / "data" / "clips" / "bell.mp4", tmp_path / "dog.mp4"
+    assert terminal.limits("box", own, "What do you hear?") == terminal.limits("box", own, "what do you hear?") == ""
+    assert terminal.limits("box", own, "WHAT DO YOU HEAR?").startswith("the box: it has not learnt this question")
+    assert "one small world" in (told := terminal.limits("box", strange, "What do you hear?")) and "question" not in told
+    assert terminal.limits("a/model", strange, "Why?") == ""
 
 
 def test_stages() -> None:

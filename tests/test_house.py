@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from vlt.model import stages
+from vlt.train import talk
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -114,6 +115,14 @@ def test_ablation_table_is_of_its_file() -> None:
         sums = asked.groupby("condition")[["correct", "n"]].sum()
         shares = [full[1], full[2], *(sums["correct"] / sums["n"])[conditions]]
         assert cells == [f"{share:.2f}" for share in shares], question
+
+
+def test_questions_that_the_box_knows_are_told() -> None:
+    card = (ROOT / "data" / "box" / "README.md").read_text()
+    for kind, (plain, *_) in talk.ASKED.items():
+        question = plain.format(shape="circle", colour="red")
+        assert f"| {kind} | {question} |" in card
+        assert kind == "voice" or f"*{question}*" in README
 
 
 def test_environment_follows_pyproject() -> None:

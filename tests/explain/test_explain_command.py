@@ -43,7 +43,7 @@ def test_whole_segments_are_tested_apart(bell: Trace) -> None:
     truth, row = _measured(heat, 19, 0)
     whole = faithfulness(heat, cells={"mel": 128, "time": 204}, controls=19, shifted=False, progress=False)
     assert truth is not None and not truth.true and whole.true
-    assert row["warnings"] == [truth.warning] and truth.warning.startswith("Random maps do as well (p = ")
+    assert row["warnings"] == [truth.warning] and truth.warning.startswith("Moved elsewhere by lot, it does as well (p = ")
     assert row["p of whole segments"] == whole.table["random p"]["gain"] == 0.05 < truth.table["random p"]["gain"]
     wrong = attribute(bell, "spectrograms", "relevance", "bell", progress=False)  # hottest in silence
     whole = faithfulness(wrong, cells={"mel": 128, "time": 204}, controls=19, shifted=False, progress=False)
@@ -68,7 +68,7 @@ def test_what_a_method_has_no_heat_at_is_left_out_or_refused(tmp_path: Path) -> 
     done = vlt(*asked, "--method", "grad_cam", "--at", "audio_features", "--at", "audio_queries", "--out", tmp_path / "b")
     assert done.returncode == 0, done.stderr
     assert {p.name for p in (tmp_path / "b").iterdir()} == {
-        "audio_features.csv", "audio_features.png", "audio_queries.csv", "explanation.json",
+        "audio_features.csv", "audio_features.png", "audio_queries.csv", "audio_queries.png", "explanation.json",
     }  # fmt: skip
     late = vlt(*asked, "--method", "attention", "--at", "frames", "--at", "parts", "--out", tmp_path / "c")
     refused(late, "attention has heat at prefix, frames")
@@ -93,8 +93,9 @@ def test_explain_what_a_clip_has(tmp_path: Path) -> None:
         (["--method", "lime"], "no method 'lime'; all: saliency"),
         (["--controls", "20000"], "20000 controls; needed are 19"),
         (["--target", "buzz"], "the answer has no word 'buzz'"),
-        (["--at", "frame"], "attribution at 'frame'; nearest: frames"),
+        (["--at", "frame"], "attribution at 'frame'; it can be at frames, patches"),
         (["--baseline", "black"], "no baseline 'black'"),
+        (["--rather", "buzz"], "--rather buzz wants a word that is said rather: add --target WORD"),
     ],
 )
 def test_refusals_leave_nothing_behind(arguments: list[str], message: str, tmp_path: Path) -> None:
@@ -122,4 +123,4 @@ def test_truth_prints_and_draws(tmp_path: Path) -> None:
     assert ((rows["pointing"] >= rows["pointing low"] - 1e-9) & (rows["pointing"] <= rows["pointing high"] + 1e-9)).all()
     assert done.stdout.startswith("| way | ") and "*chance*" in done.stdout
     assert (tmp_path / "a.png").stat().st_size > 10_000
-    refused(vlt("truth", "--way", "tea leaves"), "no way 'tea leaves'; nearest:")
+    refused(vlt("truth", "--way", "tea leaves"), "no way 'tea leaves'; all: saliency; gradient x input")

@@ -130,6 +130,12 @@ def matrix(*rows: tuple[float, ...]) -> Tensor:
     return torch.tensor([rows], dtype=torch.float32)
 
 
+def test_the_lens_of_one_word_is_of_the_word(bell: Trace) -> None:
+    found = lens_of(bell, "bell")
+    assert found.target.values.tolist() == ["bell"]
+    np.testing.assert_array_equal(found.values, lens_of(bell, ["bell"]).values)
+
+
 def test_rollout_by_hand() -> None:
     flow = Flow()
     flow.rolled(matrix((0.5, 0.5), (0.25, 0.75)), cross=False)

@@ -195,7 +195,7 @@ def test_spectrograms_are_without_padding(run: Trace, found: xr.Dataset) -> None
 
 
 def test_sound_that_begins_late_is_drawn_whole(boxed: VideoLlama, media) -> None:
-    clip = vlt.Clip(media("late.mp4", seconds=6.0, sound_after=3.0))
+    clip = vlt.Clip(media("later.mp4", seconds=6.0, sound_after=3.0))
     run = vlt.trace(boxed, clip, "What do you hear?")
     drawn = pictures(figures.over_sound(run, xr.DataArray(np.arange(8.0), dims=["segment"])), "Greys")
     assert clip.sound.start == pytest.approx(3, abs=0.05) and [picture.shape for picture in drawn] == [(128, 198)] * 8
