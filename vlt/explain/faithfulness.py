@@ -30,7 +30,7 @@ TOP = (0.01, 0.05, 0.1, 0.2, 0.5)
 MEASURES = {"gain": 1, "deletion": -1, "insertion": 1, "comprehensiveness": 1, "sufficiency": -1, "infidelity": -1}
 MEASURES |= {"sensitivity": -1}
 CONTROLS = ("random", "shifted")
-LEVEL = 0.05  # a map that knows nothing is called true no oftener than this
+LEVEL = 0.05  # a map of 20 cells or more that knows nothing is called true no oftener than this
 ENOUGH = 19  # controls of a kind, with which 1 / (1 + ENOUGH) reaches the level
 WARNINGS = {
     "random": "Random maps do as well (p = {:.2g}): that the answer hangs on what it calls hot is not shown.",
@@ -110,7 +110,8 @@ def faithfulness(
     of the mel cells in them.
     controls: how many of each kind. "random": a number drawn for every cell. "shifted": the heat moved round along every
     axis by lot, so that it is as smooth as it was; a smooth map that knows nothing beats random ones too often, and not
-    these. Fewer than 20 cells, such as 8 whole segments, can be moved to too few places for that: there p is nan.
+    these. Fewer than 20 cells, such as 8 whole segments, can be moved to too few places for that: there p is nan, and of
+    smooth maps that know nothing up to one in five is called true (8 cells: one in ten).
 
     Raises `VltError` for fewer than 4 cells or 19 controls, and where sensitivity cannot be measured.
     """
