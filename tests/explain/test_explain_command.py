@@ -56,6 +56,7 @@ def test_explain_a_picture(tmp_path: Path) -> None:
     done = vlt("explain", tmp_path / "grey.png", "--ask", "What do you see?", "--method", "gradient_x_input", "--at", "frames",
                "--controls", 19, "--out", tmp_path / "why")  # fmt: skip
     assert done.returncode == 0, done.stderr
+    assert "note    the box: it knows one small world" in done.stdout
     (row,) = json.loads((tmp_path / "why" / "explanation.json").read_text())["heat"]
     assert not [name for name in row if name.startswith("p of whole")] and "random p" in row["faithfulness"]["gain"]
 

@@ -258,6 +258,26 @@ def test_clicks_wait_for_what_they_need(probe: Probe) -> None:
     assert probe.view["switches"]["audio"] is False and probe.view["edited"] is not None
 
 
+def test_what_is_switched_while_it_answers_is_not_lost(probe: Probe, monkeypatch: pytest.MonkeyPatch) -> None:
+    probe.switch(segments_off=[1])
+    probe.wait()
+    without, meanwhile = probe._without, [True]
+
+    def slowly(*given: Any) -> Any:
+        out = without(*given)
+        if meanwhile and meanwhile.pop():  # the second answer is there, and not yet shown
+            probe.switch(video=False)
+        return out
+
+    monkeypatch.setattr(probe, "_without", slowly)
+    probe.ask("What do you see?")
+    probe.wait()
+    assert probe.view["question"] == "What do you see?"
+    assert probe.view["switches"]["video"] is False and probe.view["switches"]["segments_off"] == [1]
+    off = [edits.without("video"), edits.mute(segment=[1])]
+    assert edits.loads(json.dumps(probe.view["edits"])) == off and probe.edited is not None
+
+
 def test_a_cancelled_switch_leaves_what_was_there(probe: Probe) -> None:
     probe.switch(segments_off=[0])
     probe.wait()

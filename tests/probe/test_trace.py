@@ -230,6 +230,10 @@ def test_residual_streams_of_answer_tokens_are_those_of_decoding(stepwise: tuple
 # ------------------------------------------------------------------ names
 
 
+def test_white_space_around_an_answer_is_none_of_it(bell: Trace) -> None:
+    assert bell.score(" I hear a bell.\n") == bell.score("I hear a bell.")
+
+
 def test_patterns_find_all_that_they_fit(bell: Trace) -> None:
     def of(kinds: tuple[str, ...], *pieces: str) -> list[str]:
         return [n for n, s in PLACES.items() if s.kind in kinds and all(p in n for p in pieces)]

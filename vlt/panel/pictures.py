@@ -20,7 +20,7 @@ from vlt.probe.trace import Trace
 
 # Where each method has its heat, on what is seen and on what is heard; the rest at the pixels and at the spectrogram.
 # Integrated gradients at the patches point right about as often as at the pixels, for a sixteenth of the time (`vlt truth`).
-PLACES = {"grad_cam": ("patches", "audio_features"), "integrated_gradients": ("patches", "spectrograms")}
+AT = {"grad_cam": ("patches", "audio_features"), "integrated_gradients": ("patches", "spectrograms")}
 PLAYED = {".mp4": "video/mp4", ".m4v": "video/mp4", ".webm": "video/webm", ".wav": "audio/wav", ".mp3": "audio/mpeg"}
 PLAYED |= {".m4a": "audio/mp4", ".ogg": "audio/ogg", ".flac": "audio/flac"}
 # What a browser is given of a sound picture: dB below the loudest that are still to be seen.
@@ -112,7 +112,7 @@ def heat(
     number = run.word(word)
     found: dict[str, Any] = {"method": method, "word": run.answer.tokens[number].strip(), "seconds": 0.0, "warnings": []}
     found |= {"one_scale": method in COMPARABLE, "signed": method not in UNSIGNED}
-    look, listen = PLACES.get(method, ("frames", "spectrograms"))
+    look, listen = AT.get(method, ("frames", "spectrograms"))
     stages = [(at, f) for at, f in ((look, _on_patches), (listen, _on_sound)) if _there(run, at)]
     for i, (at, gridded) in enumerate(stages):
 

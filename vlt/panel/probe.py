@@ -96,7 +96,7 @@ class Probe(anywidget.AnyWidget):
             switches = self._switches(video, audio, positions, frames_off, segments_off)
             self.edited = None
             self.view = {**self.view, "switches": switches, **_NOTHING}
-        self._start(1, "answering again", self._switch)
+            self._start(1, "answering again", self._switch)
 
     def _switches(
         self,
@@ -129,9 +129,8 @@ class Probe(anywidget.AnyWidget):
         told = {"method": method, "word": {"edited": edited, "number": number}}
         with self._lock:
             self.view = {**self.view, **told, "heat": None}
-        self._start(
-            0, f"looking for what said {run.answer.tokens[number].strip()!r}", lambda job: self._explain(job, run, told)
-        )
+            what = f"looking for what said {run.answer.tokens[number].strip()!r}"
+            self._start(0, what, lambda job: self._explain(job, run, told))
 
     def load_clip(self, path: str | Path) -> None:
         """Another clip, and the same question about it."""
@@ -147,8 +146,13 @@ class Probe(anywidget.AnyWidget):
 
     def wait(self, seconds: float = 600) -> None:
         """Until nothing runs any more. Raises `VltError` with what went wrong."""
-        for job in list(self._jobs):
-            job.thread.join(seconds)
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            with self._lock:  # one that is there has begun
+                job = self._jobs[-1] if self._jobs else None
+            if job is None:
+                break
+            job.thread.join(left)
         if self.status["busy"]:
             raise VltError(f"still {self.status['what']} after {seconds} s")
         if self.status["error"]:
@@ -228,12 +232,12 @@ class Probe(anywidget.AnyWidget):
             job = Job(rank, begun, self._ended, self._jobs[-1] if self._jobs else None)
             self._jobs.append(job)
             self.status = {**self.status, "busy": True, "what": self.status["what"] or what, "error": ""}
-        job.thread.start()
+            job.thread.start()
 
     def _ended(self, job: Job, error: str) -> None:
         with self._lock:
             self._jobs.remove(job)
-            if not error:
+            if not error and not job.stopped:
                 self._settled = (self.edited, self.view)
             elif error != "stopped":
                 self._error = error
@@ -269,6 +273,9 @@ class Probe(anywidget.AnyWidget):
             view |= told
         before = self.run.clip.path
         with self._lock, self.hold_sync():
+            job.check()
+            if same and view["switches"] != self.view["switches"]:  # meanwhile; a job for that waits
+                edited, view = None, {**view, "switches": self.view["switches"], **_NOTHING}
             self.run, self.edited = run, edited
             if not same:
                 self._show(run, name)
@@ -291,6 +298,7 @@ class Probe(anywidget.AnyWidget):
         job.check()
         edited, told = self._without(job, self.run, self.view)
         with self._lock:
+            job.check()
             self.edited, self.view = edited, {**self.view, **_NOTHING, **told}
 
     def _without(self, job: Job, run: Trace, view: dict[str, Any]) -> tuple[Trace | None, dict[str, Any]]:
@@ -328,8 +336,8 @@ class Probe(anywidget.AnyWidget):
 
         with interruptible(job, self.model):
             heat = pictures.heat(run, told["word"]["number"], told["method"], tell)
-        job.check()
         with self._lock:
+            job.check()
             self.view = {**self.view, **told, "heat": heat}
 
     def _said(self, job: Job, run: Trace) -> dict[str, Any]:
