@@ -90,7 +90,9 @@ def test_probe_with_one_branch(tmp_path: Path) -> None:
 def test_unusual_clips_are_answered(media, tmp_path: Path, kind: str, options: dict, first: str) -> None:
     done = vlt("probe", media(kind, **options), "--json", tmp_path / "run.json", "--max-new-tokens", 2)
     assert done.returncode == 0, done.stderr
-    assert json.loads((tmp_path / "run.json").read_text())["stages"][0]["name"] == first
+    told = json.loads((tmp_path / "run.json").read_text())
+    assert told["stages"][0]["name"] == first
+    assert told["note"].startswith("the box: it knows one small world") and told["note"] in done.stdout
 
 
 def bad_files(folder: Path, media) -> dict[str, tuple[Path, str]]:

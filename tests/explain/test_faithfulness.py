@@ -272,6 +272,21 @@ def test_maps_that_know_nothing_are_true_no_oftener_than_the_level_says(kind: st
     assert by_random < 0.085 if kind == "each cell by lot" else by_random > 0.1  # which is why maps are moved, too
 
 
+@pytest.mark.parametrize(("count", "measured"), [(8, 0.055), (19, 0.137)])
+def test_few_cells_are_tested_more_loosely(count: int, measured: float) -> None:
+    """Of smooth maps that know nothing, where there are too few cells to move them (shares of 600; here of 200)."""
+    value = torch.zeros(1, count, 1)
+    value[0, 2 : 2 + count // 4] = 1
+    scorer: Any = OnPaper(value, torch.ones(count, 1), batch=5000)
+    task = Task(scorer, value, torch.zeros_like(value), methods.cells(scorer.axes, value, {}), False, {})
+    draw, near = np.random.default_rng(1), np.exp(-np.square(np.arange(-3, 4)) / 2)
+    found = []
+    for i in range(200):
+        heat = np.convolve(np.tile(draw.normal(size=count), 3), near, "same")[count : 2 * count]
+        found.append(faithfulness(of(heat.tolist(), task), steps=4, controls=19, seed=i, progress=False).true)
+    assert np.mean(found) == pytest.approx(measured, abs=0.05)
+
+
 def test_what_is_known_is_not_scored_again(bell: Trace) -> None:
     """Of the same run, stage, target, baseline and cells; of another, it is."""
     run = bell.rerun(edits.zero("frame_position"))

@@ -38,12 +38,12 @@ def test_a_target_can_be_a_text(bell: Trace) -> None:
     """Its tokens are those of an answer, stop sign included; and what is not there is as in the baseline that is asked for."""
     mask = torch.arange(8)[:, None, None].expand(8, 128, 204)
     by_ids, by_text = (
-        by_captum(bell, SoundMaskInput(bell, mask, "mean"), use_cached_outputs=False, target=target)
+        by_captum(bell, SoundMaskInput(bell, mask, "zero"), use_cached_outputs=False, target=target)
         for target in (torch.tensor(bell.answer.ids), "I hear a bell.")
     )
     assert by_text.token_attr.shape == (len(bell.answer.ids), 8)
     torch.testing.assert_close(by_text.seq_attr, by_ids.seq_attr)
-    ours = attribute(bell, "spectrograms", "ablation", baseline="mean", progress=False, cells={"mel": 128, "time": 204})
+    ours = attribute(bell, "spectrograms", "ablation", baseline="zero", progress=False, cells={"mel": 128, "time": 204})
     np.testing.assert_allclose(by_text.seq_attr, ours.heat.sum(("mel", "time")), atol=1e-3)
 
 

@@ -13,6 +13,7 @@ from tests.explain.conftest import GAIN, VALUE, WEIGHT, WITHOUT, OnPaper, on_pap
 from vlt.errors import VltError
 from vlt.explain import methods
 from vlt.explain.attribution import COMPLETE, METHODS, READ_ATTENTION, attribute, heat_of
+from vlt.explain.faithfulness import faithfulness
 from vlt.explain.methods import Task
 from vlt.explain.scorer import PLACES, scorer
 from vlt.probe.trace import Trace
@@ -349,3 +350,10 @@ def test_heat_at_every_stage_has_a_picture(at: str, bell: Trace) -> None:
     if at == "audio_queries":
         bars = [patch.get_height() for patch in heat.figure().axes[0].patches]
         assert bars == pytest.approx(heat.heat.values.tolist())
+
+
+def test_a_baseline_is_told_where_there_is_one(bell: Trace) -> None:
+    heat = attribute(bell, "segment_tokens", "saliency", "bell", progress=False)
+    assert "baseline" not in heat.figure().alt
+    assert "tested with baseline: blank" in heat.figure(faithfulness(heat, controls=19, progress=False)).alt
+    assert "; baseline: blank" in attribute(bell, "segment_tokens", "ablation", "bell", progress=False).figure().alt

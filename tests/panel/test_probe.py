@@ -152,9 +152,12 @@ def test_cancel(probe: Probe) -> None:
 
 
 def test_the_newest_wins(probe: Probe) -> None:
+    answered: list[str] = []
+    probe.observe(lambda change: answered.append(change["new"]["question"]), "view")
     for question in ("What do you see?", "How many objects are there?", "What makes this sound?"):
         probe.ask(question)
     probe.wait()
+    assert answered == ["What makes this sound?"]
     assert probe.view["question"] == "What makes this sound?" and probe.run.question == "What makes this sound?"
 
 

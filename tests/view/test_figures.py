@@ -350,6 +350,9 @@ def test_interaction(run: Trace, silent: Trace) -> None:
     assert f"question {signed(shares['question'])}" in figure.alt
     strongest = shares[[" x " in name for name in shares.index]].abs().idxmax()
     assert f"The strongest interaction is {strongest} (" in figure.alt
+    muted = run.rerun(vlt.edits.mute(), answer=run.answer.text)
+    change = signed(float(muted.logprobs.sum() - run.logprobs.sum()))
+    assert f"Left out alone: video +0.01, sound {change}, question" in figure.alt  # as a sweep tells
     check_looks(figures.interaction(vlt.interaction(silent)))
 
 
@@ -369,6 +372,9 @@ def test_attention_of_every_head(run: Trace) -> None:
 def test_attention_rows_by_their_words(run: Trace) -> None:
     figure = figures.attention(run.attention("language_model.3.self", rows="answering", mean=True))
     assert {":", "I", "hear", "a", "bell", "."} <= set(check_looks(figure))
+    longer = vlt.trace(run.model, run.clip, "What do you see, and what do you hear?")  # less room: some of the words
+    said = check_looks(figures.attention(longer.attention("language_model.3.self", rows="answering")))
+    assert len({text.strip() for text in longer.answer.tokens} & set(said)) >= 5
 
 
 @pytest.mark.parametrize(
