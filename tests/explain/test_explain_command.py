@@ -33,21 +33,24 @@ def test_explain_writes_figures_and_numbers(tmp_path: Path) -> None:
     table = pd.read_csv(out / "parts.csv")
     assert table["kind"].value_counts().to_dict() == {"frame": 8, "segment": 8, "word": 5}
     assert int(table["heat"].argmax()) == 1
-    assert parts["true"] and not parts["warnings"] and "p of whole segments" not in parts
+    assert parts["true"] and not parts["warnings"] and "true of whole segments" not in parts
     assert "answer  I hear a bell." in done.stdout and "kind segment" in done.stdout
+    assert "of whole ones" in done.stdout and f"yes, p {parts['p']:.2f}" in done.stdout
 
 
 def test_whole_segments_are_tested_apart(bell: Trace) -> None:
     """Integrated gradients know the segment of the bell, and of its mel cells which have most."""
     heat = attribute(bell, "spectrograms", "integrated_gradients", "bell", n_steps=32, progress=False)
     truth, row = _measured(heat, 19, 0)
-    whole = faithfulness(heat, cells={"mel": 128, "time": 204}, controls=19, shifted=False, progress=False)
+    whole = faithfulness(heat, cells={"mel": 128, "time": 204}, controls=19, progress=False)
     assert truth is not None and not truth.true and whole.true
     assert row["warnings"] == [truth.warning] and truth.warning.startswith("Moved elsewhere by lot, it does as well (p = ")
-    assert row["p of whole segments"] == whole.table["random p"]["gain"] == 0.05 < truth.table["random p"]["gain"]
+    assert row["true of whole segments"] and row["p of them"] == whole.p == 0.05 < truth.p == row["p"]
+    assert whole.table["shifted p"]["gain"] == 1 / 8 and whole.warning == ""  # it beats all the moves that there are
     wrong = attribute(bell, "spectrograms", "relevance", "bell", progress=False)  # hottest in silence
-    whole = faithfulness(wrong, cells={"mel": 128, "time": 204}, controls=19, shifted=False, progress=False)
-    assert _measured(wrong, 19, 0)[1]["p of whole segments"] == whole.table["random p"]["gain"] > 0.2
+    whole = faithfulness(wrong, cells={"mel": 128, "time": 204}, controls=19, progress=False)
+    row = _measured(wrong, 19, 0)[1]
+    assert not row["true of whole segments"] and row["p of them"] == whole.p > 0.2
 
 
 def test_explain_a_picture(tmp_path: Path) -> None:
@@ -58,7 +61,7 @@ def test_explain_a_picture(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "note    the box: it knows one small world" in done.stdout
     (row,) = json.loads((tmp_path / "why" / "explanation.json").read_text())["heat"]
-    assert not [name for name in row if name.startswith("p of whole")] and "random p" in row["faithfulness"]["gain"]
+    assert not [name for name in row if name.startswith("true of whole")] and "random p" in row["faithfulness"]["gain"]
 
 
 def test_what_a_method_has_no_heat_at_is_left_out_or_refused(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 from vlt.errors import VltError
 from vlt.explain.attribution import attribute
 from vlt.model.video_llama import VideoLlama
-from vlt.train import truth, world
+from vlt.train import pointing, truth, world
 from vlt.view import figures
 
 CAUSE = np.zeros((2, 2, 3))
@@ -21,34 +21,51 @@ CAUSE[0, 0, 0], CAUSE[0, 0, 1], CAUSE[1, 1, 2] = 1.0, 0.2, 0.5  # a cell that is
 
 def test_judged_on_paper() -> None:
     grid = np.array([[[5.0, 1, 0], [-9, 0, 2]], [[0, 0, 0], [3, 0, 4]]])
-    found = truth.judge(grid, CAUSE)
+    found = pointing.judge(grid, CAUSE)
     assert found["pointing"] == 1 and found["chance"] == pytest.approx(2 / 12) and found["area"] == pytest.approx(1.7 / 12)
     assert found["mass"] == pytest.approx((5 * 1 + 1 * 0.2 + 4 * 0.5) / (5 + 1 + 2 + 3 + 4))
     assert found["rank"] == 1  # 5 and 4 are above all others
     grid[0, 1, 2] = 4.5
-    assert truth.judge(grid, CAUSE)["rank"] == pytest.approx(19 / 20)
+    assert pointing.judge(grid, CAUSE)["rank"] == pytest.approx(19 / 20)
     grid[1, 1, 0] = 5.0  # as hot as the hottest
-    assert truth.judge(grid, CAUSE)["pointing"] == 0.5
-    assert truth.judge(np.zeros((2, 2, 3)), CAUSE) == pytest.approx(
+    assert pointing.judge(grid, CAUSE)["pointing"] == 0.5
+    assert pointing.judge(np.zeros((2, 2, 3)), CAUSE) == pytest.approx(
         {"pointing": 2 / 12, "mass": 1.7 / 12, "area": 1.7 / 12, "rank": 0.5, "chance": 2 / 12}
     )
     with pytest.raises(VltError, match="a cause is somewhere, and not everywhere"):
-        truth.judge(grid, np.ones((2, 2, 3)))
+        pointing.judge(grid, np.ones((2, 2, 3)))
 
 
 def test_judged_over_segments() -> None:
-    found = truth.judge(np.array([0.0, -1, 7, 2]), np.array([0.0, 0, 1, 0]))
+    found = pointing.judge(np.array([0.0, -1, 7, 2]), np.array([0.0, 0, 1, 0]))
     assert found["pointing"] == 1 and found["mass"] == pytest.approx(7 / 9) and found["chance"] == 0.25
+
+
+def test_cells_that_go_together_are_judged_as_one() -> None:
+    """A thing that moves from the left half of the picture to the right: [2 frames, 2 x 4 patches of 2 x 2 pixels]."""
+    cause = np.zeros((2, 2, 4))
+    cause[0, 0, 0], cause[1, 0, 1], cause[1, 0, 2] = 1, 1, 0.2
+    heat = np.zeros((2, 4, 8))
+    heat[:, :2, :2] = 1  # a tube of one patch, hot in both frames, of which the thing is there in one
+    assert pointing.judge(heat, cause)["pointing"] == 0.5 and pointing.judge(heat, cause)["chance"] == 2 / 16
+    tubes = pointing.judge(heat, cause, {"frame": 2, "height": 2, "width": 2})
+    assert tubes["pointing"] == 1 and tubes["chance"] == 2 / 8 and tubes["area"] == pytest.approx(2.2 / 16)
+    assert tubes["mass"] == 0.5  # it covers half of what is hot, in frames
+    assert tubes["rank"] == pytest.approx((6 + 3) / 12)  # of the two tubes of the cause, one is above six, one like them
+    squares = pointing.judge(heat, cause, {"height": 4, "width": 4})  # 2 x 2 patches, each frame apart
+    assert squares["pointing"] == 1 and squares["chance"] == 2 / 4
+    assert pointing.judge(heat[:, :, ::-1], cause, {"height": 4, "width": 4})["pointing"] == 0
+    assert pointing.judge(heat, cause, {"height": 1}) == pointing.judge(heat, cause)  # finer than patches: by patches
 
 
 def test_heat_is_summed_over_the_grid() -> None:
     pixels = np.zeros((2, 4, 6))
     pixels[1, 3, 5], pixels[1, 2, 4], pixels[0, 0, 2] = 1, 2, 4
-    grid = truth.on_grid(pixels, CAUSE)
+    grid = pointing.on_grid(pixels, CAUSE)
     assert grid.shape == (2, 2, 3) and grid[1, 1, 2] == 3 and grid[0, 0, 1] == 4 and grid.sum() == 7
     patches = np.arange(14.0).reshape(2, 7)  # a class token before six patches
-    assert truth.on_grid(patches, CAUSE)[0].tolist() == [[1, 2, 3], [4, 5, 6]]
-    assert truth.on_grid(np.ones((3, 5, 7)), np.array([0.0, 1, 0])).tolist() == [35, 35, 35]
+    assert pointing.on_grid(patches, CAUSE)[0].tolist() == [[1, 2, 3], [4, 5, 6]]
+    assert pointing.on_grid(np.ones((3, 5, 7)), np.array([0.0, 1, 0])).tolist() == [35, 35, 35]
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +136,29 @@ def test_shares_are_of_maps_and_not_of_kinds() -> None:
     assert "| true (n 10) |" in text and "| 0.10 |" in text
 
 
+def test_chance_stands_under_the_ways_it_is_of() -> None:
+    ways = [("a", 0.1), ("b", 0.1), ("tubes", 0.3), ("c", 0.1)]
+    rows = pd.DataFrame(
+        [
+            {"question": kind, "explained": sort, "way": way, "chance": chance if kind == "shape" else 0.125}
+            for way, chance in ways
+            for kind in ("shape", "hear")
+            for sort in ("model", "random weights")
+            if (way, kind) != ("tubes", "hear")
+        ]
+    ).assign(pointing=1.0, mass=1.0, area=0.1, rank=1.0, forwards=1, backwards=2, seconds=0.1)
+    table = truth._table(rows)
+    first, second = truth.markdown(table).split("\n\n")
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in first.splitlines()[2:]]
+    assert [line[0] for line in cells] == ["a", "b", "*chance*", "tubes", "*chance*", "c", "*chance*"]
+    assert cells[2][1:3] == ["0.10", "0.12"] and cells[4][1:3] == ["0.30", "-"] and cells[3][1:3] == ["1.00", "-"]
+    assert cells[0][4:] == ["1", "2", "0.1"]
+    chances = [line.split("|")[2].strip() for line in second.splitlines() if "chance" in line]
+    assert chances == ["0.11", "0.30", "0.11"]  # both kinds together
+    strokes = [line for line in figures.truth(table).axes[0].lines if line.get_label() == "chance"]
+    assert strokes[0].get_xdata().tolist() == pytest.approx([0.1, 0.1, 0.3, 0.1])
+
+
 def test_in_two_processes_it_is_the_same(boxed: VideoLlama) -> None:
     one, two = (
         truth.compare(boxed, 2, seed=2000, ways=["gradient x input"], controls=0, processes=n, quiet=True) for n in (1, 2)
@@ -129,7 +169,7 @@ def test_in_two_processes_it_is_the_same(boxed: VideoLlama) -> None:
 def test_the_best_way_and_chance(boxed: VideoLlama) -> None:
     ways = ["integrated gradients, features, rather", "grad-cam"]
     table = truth.compare(boxed, 2, seed=2000, ways=ways, controls=19, quiet=True)
-    rows = table.set_index(["explained", "way", "question"])
+    rows = table.set_index(["explained", "way", "question"]).sort_index()
     best = rows.loc[("model", ways[0])]
     assert best["rank"].mean() > 0.7 and best["pointing"].mean() > 0.5
     assert best.loc["hear", "pointing"] == best.loc["source", "pointing"] == 1

@@ -106,8 +106,8 @@ def _measured(heat: Attribution, controls: int, seed: int) -> tuple[Faithfulness
     row = _row(heat, truth)
     whole = {str(name): size for name, size in list(heat.heat.sizes.items())[1:]}
     if whole and len(heat.heat) >= 4:  # a map can be true of segments, and not of the mel cells in them
-        again = faithfulness(heat, cells=whole, controls=controls, shifted=False, seed=seed)
-        row[f"p of whole {heat.heat.dims[0]}s"] = float(again.table["random p"]["gain"])
+        again = faithfulness(heat, cells=whole, controls=controls, seed=seed)
+        row |= {f"true of whole {heat.heat.dims[0]}s": again.true, "p of them": again.p}
     return truth, row
 
 
@@ -137,14 +137,14 @@ def _row(heat: Attribution, truth: Faithfulness | None) -> dict[str, Any]:
         "seconds": round(heat.seconds, 3),
     }
     if truth is not None:
-        row |= {"faithfulness": truth.table.to_dict("index"), "beats": truth.beats, "true": truth.true}
+        row |= {"faithfulness": truth.table.to_dict("index"), "beats": truth.beats, "true": truth.true, "p": truth.p}
         row["warnings"] = [*heat.warnings, *([truth.warning] if truth.warning else [])]
     return row
 
 
 def _print(answer: str, rows: list[dict[str, Any]]) -> None:
     terminal.out.print(f"[bold]answer[/bold]  {escape(terminal.printable(answer))}", highlight=False)
-    measured = ["deletion (random)", "insertion (random)", "p", "p, whole"] if "faithfulness" in rows[0] else []
+    measured = ["deletion (random)", "insertion (random)", "true", "of whole ones"] if "faithfulness" in rows[0] else []
     table = Table("at", "hottest", "score", "without", *measured, box=None, header_style="bold")
     for row in rows:
         hottest = ", ".join(f"{name} {_short(value)}" for name, value in row["hottest"].items())
@@ -152,13 +152,19 @@ def _print(answer: str, rows: list[dict[str, Any]]) -> None:
         if measured:
             found = row["faithfulness"]
             cells += [f"{found[m]['value']:.2f} ({found[m]['random']:.2f})" for m in ("deletion", "insertion")]
-            whole = [f"{value:.2f} ({name[11:]})" for name, value in row.items() if name.startswith("p of whole ")]
-            cells += [f"{max(p for name, p in found['gain'].items() if name.endswith(' p') and p == p):.2f}", *whole]
+            whole = [
+                f"{_yes(true)}, p {row['p of them']:.2f}" for name, true in row.items() if name.startswith("true of whole ")
+            ]
+            cells += [f"{_yes(row['true'])}, p {row['p']:.2f}", *whole]
         table.add_row(row["at"], escape(terminal.printable(hottest)), *cells)
     terminal.out.print(table)
     for row in rows:
         for warning in row["warnings"]:
             terminal.out.print(f"[bold red]{row['at']}[/bold red]  {warning}", highlight=False, soft_wrap=True)
+
+
+def _yes(true: bool) -> str:
+    return "yes" if true else "no"
 
 
 def _short(value: Any) -> str:

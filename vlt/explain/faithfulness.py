@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -29,8 +29,7 @@ TOP = (0.01, 0.05, 0.1, 0.2, 0.5)
 # measure -> +1 where more is better, -1 where less is
 MEASURES = {"gain": 1, "deletion": -1, "insertion": 1, "comprehensiveness": 1, "sufficiency": -1, "infidelity": -1}
 MEASURES |= {"sensitivity": -1}
-CONTROLS = ("random", "shifted")
-LEVEL = 0.05  # a map of 20 cells or more that knows nothing is called true no oftener than this
+LEVEL = 0.05  # a map that knows nothing is called true about as often as this, or less
 ENOUGH = 19  # controls of a kind, with which 1 / (1 + ENOUGH) reaches the level
 WARNINGS = {
     "random": "Random maps do as well (p = {:.2g}): that the answer hangs on what it calls hot is not shown.",
@@ -45,11 +44,13 @@ class Faithfulness:
     """curves: score [curve, map, bound, fraction] as more and more places are taken away ("deletion", the hottest first) or
     put in ("insertion"); maps are "own" and the controls, bounds their mean, low and high. table: by measure, its value,
     of each kind of control mean, low, high (they hold the middle 95 % of maps) and p: the chance that a control does as
-    well, (1 + those that do) / (1 + all). beats: measure -> is every p at most 0.05? (Sensitivity has none: a map can be
-    steady and wrong.) true: does the gain beat all controls? cells: those asked for, None if the attribution's own."""
+    well, (1 + those that do) / (1 + all). controls: how many of each kind. beats: measure -> is every p at most 0.05, or
+    the least that so many controls allow? (Sensitivity has none: a map can be steady and wrong.) true: does the gain beat
+    all kinds? cells: those asked for, None if the attribution's own."""
 
     curves: xr.DataArray
     table: pd.DataFrame
+    controls: dict[str, int]
     beats: dict[str, bool]
     true: bool
     attribution: Attribution = dataclasses.field(repr=False)
@@ -58,11 +59,19 @@ class Faithfulness:
     @property
     def warning(self) -> str:
         """What must stand beside the map; "" where it is true. Of the kinds of control, the one it beats least."""
-        if self.true:
-            return ""
-        found = {kind: self.table[f"{kind} p"]["gain"] for kind in WARNINGS if f"{kind} p" in self.table}
-        worst = pd.Series(found).idxmax()
-        return WARNINGS[str(worst)].format(found[worst])
+        return "" if self.true else WARNINGS[self._worst].format(self.p)
+
+    @property
+    def p(self) -> float:
+        """Of the gain, by the kind of control that is beaten least; at most 0.05 where the map is true. Moves that are too
+        few for so small a p count where the map does not beat them all."""
+        return float(self.table[f"{self._worst} p"]["gain"])
+
+    @property
+    def _worst(self) -> str:
+        found = {kind: float(self.table[f"{kind} p"]["gain"]) for kind in self.controls}
+        count = {kind: p for kind, p in found.items() if self.controls[kind] >= ENOUGH or not _beaten(p, self.controls[kind])}
+        return max(count, key=count.__getitem__)
 
     @property
     def said(self) -> str:
@@ -108,10 +117,10 @@ def faithfulness(
 
     cells: what is taken away together, as for `attribute`; by default as there. A map can be true of segments and untrue
     of the mel cells in them.
-    controls: how many of each kind. "random": a number drawn for every cell. "shifted": the heat moved round along every
-    axis by lot, so that it is as smooth as it was; a smooth map that knows nothing beats random ones too often, and not
-    these. Fewer than 20 cells, such as 8 whole segments, can be moved to too few places for that: there p is nan, and of
-    smooth maps that know nothing 0.06 (8 cells) to 0.14 (19) were called true.
+    controls: how many of each kind. "random": a number drawn for every cell. "shifted": the heat of the cells moved round
+    along every axis, no two alike, so that it is as smooth as it was; a smooth map that knows nothing beats random ones too
+    often, and not these. Fewer than 20 cells, such as 8 whole segments, can be moved to fewer places than that: all are
+    tried, and the map must beat each.
 
     Raises `VltError` for fewer than 4 cells or 19 controls, and where sensitivity cannot be measured.
     """
@@ -138,10 +147,16 @@ def faithfulness(
                 measures["sensitivity"] = _sensitivity(kind, attribution.heat.values, shaken, draw)
             rows.append({"map": kind, **measures})
             curves[kind].append(curve)
-    table = _summary(pd.DataFrame(rows), count)
-    p = table[[f"{kind} p" for kind in maps if kind != "own"]].max(axis=1).drop("sensitivity", errors="ignore")
-    beats = {str(measure): bool(worst <= LEVEL) for measure, worst in p.items()}
-    return Faithfulness(_bounds(curves, fractions), table, beats, beats["gain"], attribution, cells)
+    table = _summary(pd.DataFrame(rows))
+    others = {kind: len(found) for kind, found in maps.items() if kind != "own"}
+    told = table.drop("sensitivity", errors="ignore")
+    beats = {str(m): all(_beaten(row[f"{kind} p"], n) for kind, n in others.items()) for m, row in told.iterrows()}
+    return Faithfulness(_bounds(curves, fractions), table, others, beats, beats["gain"], attribution, cells)
+
+
+def _beaten(p: float, others: int) -> bool:
+    """Is a p as small as the level, or as `others` controls allow?"""
+    return p <= max(LEVEL, 1 / (1 + others))
 
 
 def check_controls(controls: int) -> None:
@@ -199,21 +214,20 @@ def _maps(
     heat: np.ndarray, cells: np.ndarray, controls: int, shifted: bool, draw: np.random.Generator
 ) -> dict[str, list[np.ndarray]]:
     """By kind, each map as the heat of every cell [cell], which is taken away as a whole."""
-    count = int(cells.max()) + 1
-    out = {"own": [_by_cell(heat, cells)], "random": [draw.random(count) for _ in range(controls)]}
-    return out | ({"shifted": [_by_cell(_moved(heat, draw), cells) for _ in range(controls)]} if shifted else {})
+    own = np.bincount(cells.ravel(), heat.ravel())
+    out: dict[str, list[np.ndarray]] = {"own": [own], "random": [draw.random(len(own)) for _ in range(controls)]}
+    if not shifted:
+        return out
+    firsts = (np.moveaxis(cells, axis, 0).reshape(size, -1)[:, 0] for axis, size in enumerate(cells.shape))
+    grid = own.reshape([len(np.unique(along)) for along in firsts])  # cells are numbered row by row
+    return out | {"shifted": [moved.ravel() for moved in _moved(grid, controls, draw)]}
 
 
-def _by_cell(heat: np.ndarray, cells: np.ndarray) -> np.ndarray:
-    return np.bincount(cells.ravel(), heat.ravel())
-
-
-def _moved(heat: np.ndarray, draw: np.random.Generator) -> np.ndarray:
-    """Somewhere else."""
-    far = [0]
-    while not any(far):
-        far = [int(draw.integers(size)) for size in heat.shape]
-    return np.roll(heat, far, axis=tuple(range(heat.ndim)))
+def _moved(heat: np.ndarray, most: int, draw: np.random.Generator) -> Iterator[np.ndarray]:
+    """Somewhere else: so many times, or to all the places there are. Where a map knows nothing, each of them and it itself
+    are as likely to be the best."""
+    for far in 1 + draw.choice(heat.size - 1, min(most, heat.size - 1), replace=False):
+        yield np.roll(heat, np.unravel_index(far, heat.shape), axis=tuple(range(heat.ndim)))
 
 
 def _left(values: np.ndarray, luck: np.ndarray, fractions: np.ndarray) -> np.ndarray:
@@ -287,13 +301,13 @@ def _shaken(attribution: Attribution, samples: int, noise: float, draw: np.rando
 def _sensitivity(kind: str, heat: np.ndarray, shaken: list[np.ndarray], draw: np.random.Generator) -> float:
     others = shaken
     if kind == "shifted":
-        others = [_moved(each, draw) for each in shaken]
+        others = [next(_moved(each, 1, draw)) for each in shaken]
     elif kind == "random":
         heat, others = draw.random(heat.shape), [draw.random(heat.shape) for _ in shaken]
     return max(float(np.linalg.norm(other - heat)) for other in others) / max(float(np.linalg.norm(heat)), 1e-30)
 
 
-def _summary(table: pd.DataFrame, count: int) -> pd.DataFrame:
+def _summary(table: pd.DataFrame) -> pd.DataFrame:
     rows = []
     own = table[table["map"] == "own"].iloc[0]
     for measure, sign in MEASURES.items():
@@ -305,8 +319,7 @@ def _summary(table: pd.DataFrame, count: int) -> pd.DataFrame:
                 continue
             row |= {kind: found.mean(), f"{kind} low": found.quantile(0.025), f"{kind} high": found.quantile(0.975)}
             as_good = int((sign * (found - own[measure]) >= 0).sum())
-            told = measure != "sensitivity" and (kind == "random" or count >= 1 / LEVEL)
-            row[f"{kind} p"] = (1 + as_good) / (1 + len(found)) if told else np.nan
+            row[f"{kind} p"] = (1 + as_good) / (1 + len(found)) if measure != "sensitivity" else np.nan
         rows.append(row)
     return pd.DataFrame(rows).set_index("measure")
 

@@ -27,12 +27,13 @@ from vlt.model.video_llama import VideoLlama
 from vlt.probe import edits
 from vlt.probe.trace import Trace, trace
 from vlt.train import box, evaluate, talk, world
+from vlt.train.pointing import judge
 from vlt.train.talk import Talk
 from vlt.train.world import Scene
 
 LOOK, LISTEN = ("shape", "colour", "motion"), ("hear", "source")
-# A cell of the grid on which maps are judged is of the cause where the object covers so much of it.
-COVERED = 0.25
+# Of every so many clips the maps' faithfulness is measured, and the controls are explained.
+_TESTED, _CONTROLLED = 2, 7
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +48,8 @@ class Way:
 
 
 _SMOOTH: dict[str, Any] = {"look": ("patches", {"smooth": 0.7}), "listen": ("audio_features", {})}
-_TUBES = {"frame": 8, "height": 16, "width": 16}  # one window at a place of the picture, through all frames
+_SQUARES = {"height": 16, "width": 16}
+_TUBES = {"frame": 8, **_SQUARES}  # one window at a place of the picture, through all frames
 _FINE = {"frame": 8, "height": 8, "width": 8}
 _SEGMENTS = {"cells": {"mel": 10_000, "time": 10_000}}  # whole ones
 _FEATURES: dict[str, Any] = {"look": ("patches", {}), "listen": ("audio_features", {})}
@@ -63,14 +65,14 @@ WAYS = {
     "integrated gradients, features, rather": Way("integrated_gradients", **_FEATURES, rather=True),
     "integrated gradients, features, rather, smooth": Way("integrated_gradients", **_SMOOTH, rather=True),
     "grad-cam": Way("grad_cam", **_FEATURES),
-    "occlusion": Way("occlusion", ("frames", {"cells": {"height": 16, "width": 16}}), ("spectrograms", _SEGMENTS)),
-    "occlusion, tubes, rather": Way("occlusion", ("frames", {"cells": _TUBES}), None, rather=True),
-    "shapley sampling, rather": Way(
-        "shapley_sampling", ("frames", {"cells": _FINE, "n_samples": 4}), ("spectrograms", _SEGMENTS), rather=True
-    ),
     "attention": Way("attention"),
     "rollout": Way("rollout"),
     "relevance": Way("relevance"),
+    "occlusion": Way("occlusion", ("frames", {"cells": _SQUARES}), ("spectrograms", _SEGMENTS)),
+    "occlusion, tubes, rather": Way("occlusion", ("frames", {"cells": _TUBES}), None, rather=True),
+    "shapley sampling, tubes, rather": Way(
+        "shapley_sampling", ("frames", {"cells": _FINE, "n_samples": 4}), ("spectrograms", _SEGMENTS), rather=True
+    ),
 }
 
 
@@ -78,8 +80,7 @@ WAYS = {
 class Case:
     """A question that the model answers rightly, and where the cause is. run: as it is explained. branch: on which heat is
     judged. word: of the answer, that is explained; rather: than which. cause [frame, row, column] or [segment]: how much
-    of each cell of the grid is of it, 0 to 1. thorough: its faithfulness is measured too, and its controls are explained.
-    number: of the scene."""
+    of each cell of the grid is of it, 0 to 1. number: of the scene."""
 
     kind: str
     control: str
@@ -88,13 +89,12 @@ class Case:
     word: str
     rather: str
     cause: np.ndarray
-    thorough: bool
     number: int
 
 
 def cases(model: VideoLlama, scenes: Sequence[Scene], folder: Path, i: int) -> Iterator[Case]:
     """Of a scene, whose file is in the folder, one question of every kind, where the answer is right, and would be another
-    of the other thing (two things may move alike); every seventh scene is looked at thoroughly."""
+    of the other thing (two things may move alike); of every seventh scene the controls too."""
     made, stranger = scenes[i], box.newborn(0).eval().requires_grad_(False)
     nn.Module.to(stranger, model.device)
     clip, draw = Clip(folder / f"{i}.mp4"), np.random.default_rng([made.seed, 11])
@@ -105,7 +105,7 @@ def cases(model: VideoLlama, scenes: Sequence[Scene], folder: Path, i: int) -> I
         run = trace(model, clip, t.question)
         word, rather = _words(t.kind, made, thing)
         if run.answer.text == t.answer and word != rather:
-            yield from _with_controls(stranger, scenes, i, t, thing, run, thorough=i % 7 == 0)
+            yield from _with_controls(stranger, scenes, i, t, thing, run)
 
 
 def _about(asked: Talk, made: Scene, thing: int) -> bool:
@@ -114,15 +114,15 @@ def _about(asked: Talk, made: Scene, thing: int) -> bool:
 
 
 def _with_controls(
-    stranger: VideoLlama, scenes: Sequence[Scene], i: int, asked: Talk, thing: int, run: Trace, thorough: bool
+    stranger: VideoLlama, scenes: Sequence[Scene], i: int, asked: Talk, thing: int, run: Trace
 ) -> Iterator[Case]:
     made = scenes[i]
     looks = asked.kind in LOOK
     branch, cause = ("video", _seen(made, run, thing)) if looks else ("audio", np.array(made.heard, dtype=float))
     word, rather = _words(asked.kind, made, thing)
-    case = Case(asked.kind, "model", run, branch, word, rather, cause, thorough, i)
+    case = Case(asked.kind, "model", run, branch, word, rather, cause, i)
     yield case
-    if not thorough:
+    if i % _CONTROLLED:
         return
     unknown = trace(stranger, run.clip, asked.question, answer=asked.answer)
     yield dataclasses.replace(case, control="random weights", run=unknown)
@@ -172,38 +172,6 @@ def _seen(made: Scene, run: Trace, thing: int) -> np.ndarray:
     return masks.reshape(len(masks), side // patch, patch, side // patch, patch).mean((2, 4))
 
 
-def on_grid(heat: np.ndarray, cause: np.ndarray) -> np.ndarray:
-    """Heat summed over the cells of the cause's grid: pixels over patches, mel and time over segments. Heat on patches has
-    the class token's first, which is of no place."""
-    if cause.ndim == 1:
-        return heat.reshape(len(cause), -1).sum(1)
-    frames, rows, columns = cause.shape
-    if heat.shape == (frames, 1 + rows * columns):
-        return heat[:, 1:].reshape(cause.shape)
-    return heat.reshape(frames, rows, heat.shape[1] // rows, columns, heat.shape[2] // columns).sum((2, 4))
-
-
-def judge(grid: np.ndarray, cause: np.ndarray) -> dict[str, float]:
-    """pointing: is the hottest cell of the cause (Zhang et al., arXiv 1608.00507)? Of several equally hot ones, the share
-    that are. mass: the share of what is above 0 that lies on the cause; area: the share of the picture that is the
-    cause. rank: the chance that a cell of the cause is hotter than another (area under the ROC curve). chance: of
-    pointing, by a map that knows nothing."""
-    own = cause > COVERED if cause.ndim > 1 else cause > 0
-    if not own.any() or own.all():
-        raise VltError("a cause is somewhere, and not everywhere")
-    top = grid >= grid.max() - 1e-6 * max(float(np.abs(grid).max()), 1e-30)
-    above = grid.clip(min=0)
-    ranks = pd.Series(grid.ravel()).rank().to_numpy().reshape(grid.shape)
-    n, m = int(own.sum()), int((~own).sum())
-    return {
-        "pointing": float(own[top].mean()),
-        "mass": float((above * cause).sum() / above.sum()) if above.any() else float(cause.mean()),
-        "area": float(cause.mean()),
-        "rank": float((ranks[own].sum() - n * (n + 1) / 2) / (n * m)),
-        "chance": float(own.mean()),
-    }
-
-
 def compare(
     model: VideoLlama,
     clips: int,
@@ -214,15 +182,15 @@ def compare(
     quiet: bool = False,
 ) -> pd.DataFrame:
     """A row for every kind of question, what is explained and way: n maps; the means of `judge`, "x low" and "x high" their
-    95 % intervals (Wilson's of pointing, normal ones else); deletion, insertion and gain less the mean of `controls` random
-    maps', and beats: the share of the tested maps that are true by `vlt.faithfulness` (of maps that know nothing at most
-    0.05; controls 0: not measured); error: the median of |what the heat's sum misses| / |what all places bring|, where a
-    method promises completeness; forwards and backwards of the language model and seconds, of one map; share: of the
-    control "other branch", how much of the heat of all frames and segments, each summed and without its sign, is on the
-    branch that was not asked about (of methods whose heat on both can be compared).
+    95 % intervals (Wilson's of pointing and beats, normal ones else); deletion, insertion and gain less the mean of
+    `controls` random maps', and beats: the share of the tested maps that are true by `vlt.faithfulness` (of maps that know
+    nothing about 0.05; controls 0: not measured); error: the median of |what the heat's sum misses| / |what all places
+    bring|, where a method promises completeness; forwards and backwards of the language model and seconds, of one map;
+    share: of the control "other branch", how much of the heat of all frames and segments, each summed and without its
+    sign, is on the branch that was not asked about (of methods whose heat on both can be compared).
 
     Of every clip, with two objects and one sound, one question of every kind, where the model answers rightly; of every
-    seventh clip faithfulness and the controls too. ways: of `WAYS`, by default all. processes: clips that are
+    second clip faithfulness, of every seventh the controls too. ways: of `WAYS`, by default all. processes: clips that are
     explained at a time; the rows are the same, but for the seconds. Interrupted (Ctrl-C), it returns what is done.
     """
     evaluate.check_seed(seed)
@@ -293,11 +261,11 @@ def _judged(case: Case, way: str, controls: int, asked: dict[tuple[Trace, str], 
         cost |= _faithful(case, found, controls)
     elif case.control == "other branch" and how.method in COMPARABLE and (case.run, way) in asked:
         cost["share"] = heat / max(heat + asked[case.run, way], 1e-30)
-    return [told | judge(on_grid(found.heat.values, case.cause), case.cause) | cost]
+    return [told | judge(found.heat.values, case.cause, where[1].get("cells", {})) | cost]
 
 
 def _faithful(case: Case, found: Attribution, controls: int) -> dict[str, float]:
-    if not case.thorough or not controls:
+    if case.number % _TESTED or not controls:
         return {}
     true = faithfulness(found, steps=5, controls=controls, seed=case.number, progress=False)
     less = true.table["value"] - true.table["random"]
@@ -316,8 +284,9 @@ def _table(rows: pd.DataFrame) -> pd.DataFrame:
             row[measure] = float(values.median() if measure == "error" else values.mean())
             if measure == "beats":
                 row["tested"] = len(values)
-            if measure == "pointing":
-                row["pointing low"], row["pointing high"] = evaluate.wilson(row[measure] * len(values), len(values))
+            if measure in ("pointing", "beats"):
+                bounds = evaluate.wilson(row[measure] * len(values), len(values))
+                row |= dict(zip((f"{measure} low", f"{measure} high"), bounds, strict=True))
             elif measure in ("mass", "rank", "deletion", "insertion", "gain"):
                 half = 1.96 * float(values.std(ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.nan
                 row |= {f"{measure} low": row[measure] - half, f"{measure} high": row[measure] + half}
@@ -328,40 +297,54 @@ def _table(rows: pd.DataFrame) -> pd.DataFrame:
 def markdown(table: pd.DataFrame) -> str:
     """Two tables as text. How often each way points at the cause, by kind of question, what share of its maps is true by
     `vlt.faithfulness`, and its cost; then the controls, all kinds of question together, and what share of all heat lies on
-    the branch that was not asked about, when asked to look and to listen."""
+    the branch that was not asked about, when asked to look and to listen. Chance is that of the rows above it."""
     own = table[table["explained"] == "model"]
-    kinds, ways = list(dict.fromkeys(own["question"])), list(dict.fromkeys(own["way"]))
+    kinds = list(dict.fromkeys(own["question"]))
     told = [f"true (n {int(own.groupby('way')['tested'].sum().max())})"] if "beats" in own else []
     lines = []
-    for way in ways:
-        rows = own[own["way"] == way].set_index("question")
-        cells = [f"{rows['pointing'][k]:.2f}" if k in rows.index else "-" for k in kinds]
-        tested = rows[rows["beats"].notna()] if "beats" in rows else rows[:0]
-        beats = [f"{np.average(tested['beats'], weights=tested['tested']):.2f}"] if len(tested) else ["-"] if told else []
-        cost = [f"{rows[name].mean():.0f}" for name in ("forwards", "backwards")]
-        lines.append([way, *cells, f"{rows['rank'].mean():.2f}", *beats, *cost, f"{rows['seconds'].mean():.1f}"])
-    by_kind = own.groupby("question", sort=False)
-    nothing = [f"{by_kind['chance'].mean()[k]:.2f}" for k in kinds]
-    lines.append(["*chance*", *nothing, "0.50", *([f"{LEVEL}"] if told else []), "", "", ""])
-    head = ["way", *(f"{k} (n {int(by_kind['n'].max()[k])})" for k in kinds), "rank", *told, "forwards", "backwards", "seconds"]
+    for ways in _alike(own):
+        for way in ways:
+            rows = own[own["way"] == way].set_index("question")
+            tested = rows[rows["beats"].notna()] if told else rows[:0]
+            beats = [f"{np.average(tested['beats'], weights=tested['tested']):.2f}"] if len(tested) else ["-"] * len(told)
+            cost = [*(f"{rows[name].mean():.0f}" for name in ("forwards", "backwards")), f"{rows['seconds'].mean():.1f}"]
+            lines.append([way, *_by_kind(rows["pointing"], kinds), f"{rows['rank'].mean():.2f}", *beats, *cost])
+        chance = own[own["way"].isin(ways)].groupby("question")["chance"].mean()
+        lines.append(["*chance*", *_by_kind(chance, kinds), "0.50", *[f"{LEVEL}"] * len(told), "", "", ""])
+    n = own.groupby("question")["n"].max()
+    head = ["way", *(f"{k} (n {int(n[k])})" for k in kinds), "rank", *told, "forwards", "backwards", "seconds"]
     out = evaluate.as_table(head, lines)
     rest = table[table["explained"] != "model"]
-    return out if rest.empty else f"{out}\n\n{_controls(rest, ways)}"
+    return out if rest.empty else f"{out}\n\n{_controls(rest, _alike(own))}"
 
 
-def _controls(rest: pd.DataFrame, ways: Sequence[str]) -> str:
+def _by_kind(values: pd.Series, kinds: Sequence[str]) -> list[str]:
+    return [f"{values[kind]:.2f}" if kind in values.index else "-" for kind in kinds]
+
+
+def _alike(own: pd.DataFrame) -> list[list[str]]:
+    """Ways in their order, those together that would get the same by chance."""
+    chance = own.pivot_table("chance", "way", "question")
+    out: list[list[str]] = []
+    for way in dict.fromkeys(own["way"]):
+        same = out and (chance.loc[way] - chance.loc[out[-1][0]]).abs().max() < 1e-9
+        out = [*out[:-1], [*out[-1], way]] if same else [*out, [way]]
+    return out
+
+
+def _controls(rest: pd.DataFrame, groups: Sequence[Sequence[str]]) -> str:
     controls = list(dict.fromkeys(rest["explained"]))
+
+    def mean(rows: pd.DataFrame, measure: str) -> str:
+        return f"{np.average(rows[measure], weights=rows['n']):.2f}" if len(rows) else "-"
+
     lines = []
-    for way in ways:
-        rows = rest[rest["way"] == way]
-        cells = []
-        for control in controls:
-            mine = rows[rows["explained"] == control]
-            cells.append(f"{np.average(mine['pointing'], weights=mine['n']):.2f}" if len(mine) else "-")
-        for kinds in (LOOK, LISTEN):
-            shares = rows[rows["question"].isin(kinds) & rows["share"].notna()] if "share" in rows else rows[:0]
-            cells.append(f"{np.average(shares['share'], weights=shares['n']):.2f}" if len(shares) else "-")
-        lines.append([way, *cells])
-    nothing = [rest[rest["explained"] == control] for control in controls]
-    lines.append(["*chance*", *(f"{np.average(mine['chance'], weights=mine['n']):.2f}" for mine in nothing), "", ""])
+    for ways in groups:
+        for way in ways:
+            rows = rest[rest["way"] == way]
+            shared = rows[rows["share"].notna()] if "share" in rows else rows[:0]
+            shares = [mean(shared[shared["question"].isin(kinds)], "share") for kinds in (LOOK, LISTEN)]
+            lines.append([way, *(mean(rows[rows["explained"] == control], "pointing") for control in controls), *shares])
+        these = rest[rest["way"].isin(ways)]
+        lines.append(["*chance*", *(mean(these[these["explained"] == control], "chance") for control in controls), "", ""])
     return evaluate.as_table(["way", *controls, "heat on sound, looking", "heat on pictures, listening"], lines)

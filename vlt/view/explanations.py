@@ -38,6 +38,7 @@ _MEASURED = {
     "mass": "share of the heat that lies on the cause",
     "rank": "chance that a place of the cause is hotter than another",
 }
+_BY_CHANCE = {"pointing": "chance", "mass": "area", "rank": "half"}  # the column of what a map that knows nothing gets
 
 
 def parts(heat: xr.DataArray, what: str = "", note: str = "") -> Figure:
@@ -128,7 +129,7 @@ def curves(found: xr.DataArray, what: str = "", note: str = "") -> Figure:
 
 def truth(table: pd.DataFrame, measure: str = "pointing") -> Figure:
     """How often each way's hottest place is of the known cause: a panel for each kind of question, dots with 95 % intervals,
-    and a line at what a map that knows nothing would get. Hollow signs are controls.
+    and a stroke at what a map that knows nothing would get. Hollow signs are controls.
 
     table: what `vlt.train.truth.compare` gave. measure: "pointing", "mass" or "rank". Raises `VltError` for another table.
     """
@@ -141,8 +142,8 @@ def truth(table: pd.DataFrame, measure: str = "pointing") -> Figure:
     best = []
     for axes, kind in zip(panels, kinds, strict=True):
         mine = table[table["question"] == kind]
-        nothing = {"pointing": mine["chance"].mean(), "mass": mine["area"].mean(), "rank": 0.5}[measure]
-        tidy(axes).axvline(nothing, color="black", linewidth=0.8, linestyle=":", label="chance")
+        nothing = mine.assign(half=0.5).groupby("way")[_BY_CHANCE[measure]].mean().reindex(ways)
+        tidy(axes).plot(nothing, range(len(ways)), linestyle="", marker="|", color="black", markersize=11, label="chance")
         for i, sort in enumerate(sorts):
             rows = mine[mine["explained"] == sort].set_index("way")
             at = [ways.index(way) + 0.18 * i for way in rows.index]
@@ -153,7 +154,7 @@ def truth(table: pd.DataFrame, measure: str = "pointing") -> Figure:
             axes.errorbar(rows[measure], at, xerr=spread, linestyle="", label=sort, **look)
         own = mine[mine["explained"] == sorts[0]]
         top = own.loc[own[measure].idxmax()]
-        best.append(f"{kind}: {top['way']} {top[measure]:.2f} (chance {nothing:.2f})")
+        best.append(f"{kind}: {top['way']} {top[measure]:.2f} (chance {nothing[top['way']]:.2f})")
         axes.set_title(f"{kind} (n {int(own['n'].max())})", fontsize=SIZE)
         axes.set_xlim(-0.02, 1.02)
         axes.set_xticks([0, 0.5, 1], ["0", ".5", "1"])
