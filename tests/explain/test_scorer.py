@@ -11,7 +11,7 @@ from tests.explain.conftest import CLIPS
 from vlt.errors import VltError
 from vlt.explain.scorer import PLACES, scorer
 from vlt.model.video_llama import VideoLlama
-from vlt.probe import edits
+from vlt.probe import edits, engine
 from vlt.probe.trace import Trace, trace
 
 AT = [at for at in PLACES if at != "parts"]
@@ -68,33 +68,37 @@ def test_batches_score_as_one_by_one(at: str, square: Trace) -> None:
 
 
 @pytest.mark.parametrize("at", ["frames", "spectrograms"])
-def test_what_has_not_changed_is_not_encoded_again(at: str, square: Trace) -> None:
+def test_what_has_not_changed_is_not_encoded_again(at: str, square: Trace, monkeypatch: pytest.MonkeyPatch) -> None:
     score = scorer(square, at, "answer")
     without, _ = score.without()
     x = score.value.repeat(3, *[1] * (score.value.ndim - 1))
     x[0, 2], x[1, 5], x[1, 0] = without[0, 2], without[0, 5], without[0, 0]
     with torch.no_grad():
         fast = score(x)
-        score.__dict__["_apart"] = False
+        monkeypatch.setattr(engine, "APART", ())
         torch.testing.assert_close(fast, score(x), atol=1e-5, rtol=0)
     assert fast.unique().numel() == 3 or at == "spectrograms"
 
 
 @pytest.mark.parametrize(
-    ("edit", "at", "apart"),
+    ("edit", "at"),
     [
-        (edits.zero("patches", frame=0), "frames", False),
-        (edits.zero("vision_model.1", frame=3), "frames", False),
-        (edits.zero("frame_tokens", frame=3), "frames", True),
-        (edits.zero("audio_features", segment=1), "spectrograms", False),
-        (edits.blank(frame=2), "frames", True),
+        (edits.zero("patches", frame=0), "frames"),
+        (edits.zero("vision_model.1", frame=3), "frames"),
+        (edits.zero("frame_tokens", frame=3), "frames"),
+        (edits.zero("audio_features", segment=1), "spectrograms"),
+        (edits.blank(frame=2), "frames"),
     ],
 )
-def test_edits_stay_in_force(edit: edits.Edit, at: str, apart: bool, square: Trace) -> None:
+def test_edits_stay_in_force(edit: edits.Edit, at: str, square: Trace, monkeypatch: pytest.MonkeyPatch) -> None:
     run = square.rerun(edit)
     score = scorer(run, at, "answer")
-    assert score._apart is apart
+    x = score.value.repeat(2, *[1] * (score.value.ndim - 1))
+    x[1, 1] = score.without()[0][0, 1]
     with torch.no_grad():
+        some = score(x)
+        monkeypatch.setattr(engine, "APART", ())
+        torch.testing.assert_close(some, score(x), atol=1e-5, rtol=0)  # each frame, or segment, anew
         own, changed = score(torch.cat([score.value, score.without()[0]]))
     assert float(own) == pytest.approx(float(run.logprobs.sum()), abs=1e-4)
     assert float(changed) != pytest.approx(float(own), abs=1e-3 if at == "frames" else 1e-5)

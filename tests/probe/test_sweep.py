@@ -20,6 +20,7 @@ from vlt import edits
 from vlt.errors import VltError
 from vlt.inputs.clip import Clip
 from vlt.model.video_llama import VideoLlama
+from vlt.probe import engine
 from vlt.probe import sweep as sweeping
 from vlt.probe.sweep import ABLATIONS, UNEDITED, ablations, possible, sweep
 from vlt.probe.trace import Trace, trace
@@ -138,12 +139,16 @@ def counting(model: VideoLlama) -> Iterator[dict[str, list[int]]]:
 FOLLOWS = {
     "audio_prefix": (edits.zero("audio_prefix"), {}),
     "segment_tokens": (edits.zero("segment_tokens"), {"audio_qformer": [1]}),
-    "mute": (edits.mute(), {"imagebind": [8], "audio_qformer": [1]}),
+    "mute": (edits.mute(), {"imagebind": [1], "audio_qformer": [1]}),  # eight segments of the same silence
     "inside": (edits.zero("audio_qformer.0"), {"audio_qformer": [1]}),
     "frame_tokens": (edits.zero("frame_tokens"), {"video_qformer": [1]}),
     "frame_position": (edits.zero("frame_position"), {"video_qformer": [1]}),
     "patches": (edits.scale("patches", 0.5), {"image_qformer": [8], "video_qformer": [1]}),
-    "frames": (edits.reverse(), {"vision_model": [8], "image_qformer": [8], "video_qformer": [1]}),
+    "reverse": (edits.reverse(), {"video_qformer": [1]}),  # frames that are known already
+    "blank": (edits.blank(), {"vision_model": [1], "image_qformer": [1], "video_qformer": [1]}),
+    "two": (edits.blank(frame=[2, 5]), {"vision_model": [1], "image_qformer": [1], "video_qformer": [1]}),
+    "noise": (edits.noise("frames", 0.1), {"vision_model": [8], "image_qformer": [8], "video_qformer": [1]}),
+    "vit": (edits.zero("vision_model.1", frame=3), {"vision_model": [8], "image_qformer": [1], "video_qformer": [1]}),
     "question": (edits.knockout("question"), {}),
     "without": (edits.without("video"), {}),
 }
@@ -166,10 +171,27 @@ def test_a_sweep_runs_every_part_once(bell: Trace) -> None:
     fresh = trace(bell.model, bell.clip, QUESTION)
     with counting(fresh.model) as calls:
         sweep(fresh, ABLATIONS, batch=32, progress=False)
-    assert calls["vision_model"] == [8, 4 * 8]  # the unedited run's; blank, reverse, shuffle, one frame
-    assert calls["imagebind"] == [8, 8]  # the unedited run's; mute
+    assert calls["vision_model"] == [8, 1]  # the unedited run's; what is blank: the others have the same frames
+    assert calls["imagebind"] == [8, 1]  # the unedited run's; silence
     assert sum(calls["video_qformer"]) == 1 + 4 + 3  # and of frame positions, image queries, frame tokens
     assert sum(calls["audio_qformer"]) == 1 + 1 + 3
+
+
+def test_single_frames_and_segments_are_encoded_once(bell: Trace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of eight noisy frames alone: eight frames are new, and not 64; the numbers are those of encoding all."""
+    variants = {f"frame {i}": edits.noise("frames", 0.1, frame=i) for i in range(8)}
+    variants |= {f"segment {i}": edits.noise("spectrograms", 0.1, segment=i) for i in range(8)}
+    variants |= {"two": edits.noise("frames", 0.1, frame=[0, 3]), "still": edits.repeat(5)}
+    _ = bell.logprobs
+    with counting(bell.model) as calls:
+        table = sweep(bell, variants, batch=32, progress=False)
+    assert sum(calls["vision_model"]) == sum(calls["image_qformer"]) == 8 + 2
+    assert sum(calls["imagebind"]) == 8
+    monkeypatch.setattr(engine, "APART", ())
+    with counting(bell.model) as calls:
+        again = sweep(bell, variants, batch=32, progress=False)
+    assert sum(calls["vision_model"]) == 8 * 10 and table["answer"].equals(again["answer"])
+    np.testing.assert_allclose(table["logprob"], again["logprob"], atol=1e-4)
 
 
 # ------------------------------------------------------------------ kept on disk
@@ -197,7 +219,7 @@ def test_a_stopped_sweep_goes_on(bell: Trace, tmp_path: Path, monkeypatch: pytes
     monkeypatch.undo()
     with counting(bell.model) as calls:
         found = sweep(bell, ABLATIONS, candidates=CANDIDATES, batch=4, keep=path, progress=False)
-    assert calls["vision_model"] == [2 * 8]  # of frames, two edits are left
+    assert sum(calls["video_qformer"]) == 4  # shuffle, one frame, image queries, frame tokens are left
     assert len(lines(path)) == len({row["key"] for row in lines(path)}) == 17
     pd.testing.assert_frame_equal(found, expected, atol=1e-5)
     before = path.read_bytes()

@@ -6,7 +6,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Collection, Mapping, Sequence
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -27,8 +26,6 @@ Target = str | int | tuple[str, str]
 PARTS = "parts"
 PLACES = (*ENCODERS, "prefix", PARTS)
 BASELINES = ("blank", "zero", "mean")
-# Stages whose frames or segments are encoded one by one, and where that ends.
-ENCODED = {"frames": "image_queries", "spectrograms": "audio_features"}
 # Axes whose numbers stand at one place together.
 WIDTHS = ("channel", "vision_width", "qformer_width", "audio_qformer_width", "joint_width", "llm_width")
 
@@ -47,9 +44,9 @@ def check_place(at: str) -> None:
 
 
 def replaced(run: Trace, values: Mapping[str, Tensor]) -> Trace:
-    """The same run, in which nothing is there but these stages [1, ...], and all else is computed anew from them."""
+    """The same run, in which nothing is there but these stages [1, ...], and all else follows from them."""
     other = copy.copy(run)
-    other.parent = None
+    other.parent, other.origin = None, run
     other.values, other.seconds = dict(values), {}
     return other
 
@@ -81,6 +78,8 @@ class Scorer:
         with torch.no_grad():
             self.value = self._value()
             self._shared = beside(run, [at]) if at in ENCODERS else {}
+            if (branch := stages.branch(at)) is not None:
+                run.stage(f"{branch}_prefix")  # frames and segments that are as here need not be encoded again
 
     def _value(self) -> Tensor:
         value = self.run.stage(self.at)
@@ -108,32 +107,7 @@ class Scorer:
             said = self.run.stage("prefix")[0, own.begin :].to(x)
             whole = [torch.cat([each, said]) for each in x]
             return [Row(replaced(self.run, self._shared), own.ids, given=each, known=own.axis) for each in whole]
-        at = self.at
-        if not (torch.is_grad_enabled() and x.requires_grad) and self._apart:
-            at, x = ENCODED[at], self._encoded(x)
-        return [Row(replaced(self.run, {**self._shared, at: each[None]}), own.ids, known=own.axis) for each in x]
-
-    @cached_property
-    def _apart(self) -> bool:
-        """Can a frame, or segment, be encoded without the others? Edits behind the stage might tell them apart."""
-        if self.at not in ENCODED:
-            return False
-        order = list(stages.STAGES)
-        between = order[order.index(self.at) + 1 : order.index(ENCODED[self.at]) + 1]
-        return not any(stage in between for edit in self.run.applied for stage in edit.stages)
-
-    def _encoded(self, x: Tensor) -> Tensor:
-        """Encodes only the frames, or segments, that differ from what is there."""
-        changed = (x != self.value).flatten(2).any(-1)
-        out = self.run.stage(ENCODED[self.at]).repeat(len(x), *[1] * (self.run.stage(ENCODED[self.at]).ndim - 1))
-        if changed.any():
-            out[changed] = torch.cat(
-                [
-                    replaced(self.run, {self.at: part[None]}).stage(ENCODED[self.at])[0]
-                    for part in x[changed].split(self.value.shape[1])
-                ]
-            )
-        return out
+        return [Row(replaced(self.run, {**self._shared, self.at: each[None]}), own.ids, known=own.axis) for each in x]
 
     # ------------------------------------------------------------------ what is there when nothing is
 

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from vlt.probe.trace import Trace
 
 BATCH = 16  # runs that are computed together
+APART = ("patches", "image_queries", "audio_features")  # every frame, or segment, is computed by itself
 ENCODERS = tuple(name for name in stages.TENSOR_STAGES if name not in ("prefix", "prefix_mask", "logits"))
 
 # A site's name -> what stands there, or what is called with its output.
@@ -112,10 +113,53 @@ def _groups(runs: Sequence[Trace], stage: str, batch: int) -> Iterator[list[Trac
 
 def _run(runs: Sequence[Trace], stage: str) -> None:
     start = time.perf_counter()
-    value = forward(runs, stage)
-    for i, run in enumerate(runs):
-        run.values[stage] = value[i : i + 1]
+    apart = [run for run in runs if _has_likes(run, stage)]
+    whole = [run for run in runs if run not in apart]
+    if apart:
+        _encode(apart, stage)
+    if whole:
+        for run, value in zip(whole, forward(whole, stage).split(1), strict=True):
+            run.values[stage] = value
+    for run in runs:
         run.seconds[stage] = (time.perf_counter() - start) / len(runs)
+
+
+def _has_likes(run: Trace, stage: str) -> bool:
+    """May frames, or segments, that the run's origin has too be taken from there?"""
+    if stage not in APART or run.origin is None or run.inner(stage):
+        return False
+    (need,) = stages.stage(stage).needs
+    if not {need, stage} <= set(run.origin.values):
+        return False
+    after = run.origin is not run.parent and any(applied.stage == stage for applied in run.applied)  # it has those edits made
+    return not after and not (torch.is_grad_enabled() and run.values[need].requires_grad)
+
+
+def _encode(runs: Sequence[Trace], stage: str) -> None:
+    """Computes, once, only what is at no place of the runs' origins: where one frame is blank, that frame; where they are
+    reversed, none."""
+    (need,) = stages.stage(stage).needs
+    known: dict[bytes, Tensor] = {}
+    for origin in dict.fromkeys(run.origin for run in runs):
+        assert origin is not None
+        known |= zip(map(_bits, origin.values[need][0]), origin.values[stage][0], strict=True)
+    keys = [[_bits(item) for item in run.values[need][0]] for run in runs]
+    new: dict[bytes, Tensor] = {}
+    for run, found in zip(runs, keys, strict=True):
+        new |= {key: item for key, item in zip(found, run.values[need][0], strict=True) if key not in known}
+    size = len(keys[0])
+    whole = len(new) // size * size  # as clips of so many frames, and one of those that are left
+    rest = list(new.values())
+    parts = [torch.stack(rest[:whole]).unflatten(0, (-1, size))] if whole else []
+    parts += [torch.stack(rest[whole:])[None]] if rest[whole:] else []
+    values = [value for part in parts for value in runs[0].model.run({need: part}, [stage])[stage].flatten(0, 1)]
+    known |= zip(new, values, strict=True)
+    for run, found in zip(runs, keys, strict=True):
+        run.values[stage] = torch.stack([known[key] for key in found])[None]
+
+
+def _bits(item: Tensor) -> bytes:
+    return item.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
 
 
 def forward(runs: Sequence[Trace], stage: str, watch: Watch | None = None) -> Tensor:

@@ -64,7 +64,8 @@ class Trace:
     """See `trace`. What is read is computed when it is first asked for, and kept.
 
     model, clip, question; edits: those in force. values: stage -> tensor with its clip axis, of those computed so far;
-    seconds: what they took. parent: the unedited run, of an edited one.
+    seconds: what they took. parent: the unedited run, of an edited one. origin: a run of which stages that come out as there
+    are taken; mostly the parent.
     """
 
     def __init__(
@@ -78,7 +79,7 @@ class Trace:
         edits: Sequence[Edit] = (),
     ) -> None:
         self.model, self.setting, self.question = model, setting, question
-        self.parent, self.edits = parent, tuple(edits)
+        self.parent, self.origin, self.edits = parent, parent, tuple(edits)
         self.values: dict[str, Tensor] = {}
         self.seconds: dict[str, float] = {}
         self.given, self._said = given, said
