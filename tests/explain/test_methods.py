@@ -84,10 +84,10 @@ def test_cells_go_together(method: str) -> None:
 
 def test_windows_that_overlap_are_averaged() -> None:
     """Windows of two places, one by one: {0,1}, {1,2}, {2,3} bring 0, 0, 7; a place has the mean of its windows, and
-    captum gives each number of a window its whole value."""
+    of each the half."""
     heat = heat_of("occlusion", on_paper(cells={"place": 2}), 0)
-    close(heat, [0, 0, 3.5, 7])
-    close(heat_of("occlusion", on_paper(cells={"place": 2}, stride={"place": 2}), 0), [0, 0, 7, 7])
+    close(heat, [0, 0, 1.75, 3.5])
+    close(heat_of("occlusion", on_paper(cells={"place": 2}, stride={"place": 2}), 0), [0, 0, 3.5, 3.5])
 
 
 def test_what_two_bring_together_is_shared() -> None:

@@ -153,7 +153,7 @@ def test_the_panel(lab: str, page: Page) -> None:
     panel.get_by_label("segment 1 is heard").click()
     panel.locator(".edited .words button", has_text="silent").wait_for()
     panel.get_by_label("frame 3 is seen").click()
-    panel.get_by_text("off: frames 3, segments 1").wait_for()
+    panel.get_by_text("off: what is seen at 6 s, the sound of 2–4 s").wait_for()
     assert not page.errors and not page.outside
 
     # what runs long can be cancelled, and leaves the panel as it was

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import base64
+import errno
+import io
 import itertools
 import json
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
+import soundfile
 import torch
+from PIL import Image
 
 import vlt
 from vlt.errors import VltError
 from vlt.model.video_llama import VideoLlama
 from vlt.panel import probe as panels
 from vlt.panel.probe import HERE, Probe
+from vlt.panel.uploads import LARGEST
 from vlt.probe import edits
 from vlt.probe.trace import Trace, trace
 from vlt.view import figures
@@ -103,7 +111,6 @@ def test_heat_is_an_attribution(probe: Probe, bell: Trace, method: str) -> None:
     seen = vlt.attribute(bell, look, method, "bell", progress=False).heat.values
     heard = vlt.attribute(bell, listen, method, "bell", progress=False).heat.values
     if method == "grad_cam":
-        seen = seen[:, 1:]  # the class token is of no place
         assert heat["segments"] is None
     else:
         assert np.allclose(np.array(heat["segments"]).sum((1, 2)), heat["segment_bars"], atol=0.02 * max(heat["segment_bars"]))
@@ -186,7 +193,7 @@ def test_bad_input_is_told_and_loses_nothing(probe: Probe, message: dict[str, An
 
 
 def send(probe: Probe, number: int, name: str, data: bytes, at: int, piece: int) -> None:
-    told = {"kind": "upload", "number": number, "name": name, "at": at, "total": len(data)}
+    told = {"kind": "upload", "number": number, "name": name, "at": at, "total": len(data), "question": ""}
     probe._handle_custom_msg(told, [memoryview(data[at : at + piece])])
 
 
@@ -200,7 +207,7 @@ def test_own_clip(probe: Probe, tmp_path: Path) -> None:
     probe.wait()
     assert probe.shown["name"] == "my clip.mp4" and probe.shown["frames"] == [] and probe.shown["sound"]
     folder = probe.run.clip.path.parent
-    assert folder == Path(probe._uploads.name) and probe.view["question"] == ASKED
+    assert folder.name.startswith("vlt") and folder.parent != CLIPS and probe.view["question"] == ASKED
     probe.switch(segments_off=list(range(8)))
     probe.wait()
     assert probe.view["edited"]["text"] == "I hear nothing."
@@ -240,11 +247,231 @@ def test_an_upload_can_be_cancelled_and_replaced(probe: Probe) -> None:
                 send(probe, number, name, content, at, 50_000)
     probe.wait()
     assert probe.shown["name"] == "b.mp4" and probe.run.clip.path.read_bytes() == other
+    for number in (5, 6):
+        send(probe, number, "a.mov", data, 0, 50_000)
+        probe.cancel()
+    assert [path for path in probe.run.clip.path.parent.iterdir() if path != probe.run.clip.path] == []
+
+
+def test_what_goes_wrong_while_a_file_comes_leaves_nothing(probe: Probe, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = (CLIPS / "bell.mp4").read_bytes()
     send(probe, 4, "a.mp4", data, 0, 50_000)
+    assert probe.received == [4, 50_000]
     send(probe, 4, "a.mp4", data, 100_000, 50_000)
-    with pytest.raises(VltError, match="another order"):
-        probe.cancel() if not probe.status["error"] else None
-        raise VltError(probe.status["error"])
+    assert "another order" in probe.status["error"] and not probe.status["busy"] and probe.received == [4, -1]
+
+    def full(self: Path, *mode: Any) -> Any:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "open", full)
+        send(probe, 5, "a.mp4", data, 0, 50_000)
+    with pytest.raises(VltError, match=r"^a\.mp4: cannot be kept \(No space left on device\)$"):
+        probe.wait(5)
+    upload(probe, "a.mp4", data)  # as if nothing had been
+    probe.wait()
+    assert probe.shown["name"] == "a.mp4"
+    assert list(probe.run.clip.path.parent.iterdir()) == [probe.run.clip.path]
+    assert f"const LARGEST = 2 ** {LARGEST.bit_length() - 1};" in (HERE / "front.js").read_text()
+
+
+def test_single_frames_and_segments_are_turned(probe: Probe) -> None:
+    """Clicks that come faster than answers: none is lost."""
+    for number, on in ((1, False), (2, False), (5, False), (2, True)):
+        probe._handle_custom_msg({"kind": "turn", "name": "frames_off", "number": number, "on": on}, [])
+    probe._handle_custom_msg({"kind": "turn", "name": "segments_off", "number": 7, "on": False}, [])
+    probe.wait()
+    assert probe.view["switches"]["frames_off"] == [1, 5] and probe.view["switches"]["segments_off"] == [7]
+    assert edits.loads(json.dumps(probe.view["edits"])) == [edits.blank(frame=[1, 5]), edits.mute(segment=[7])]
+    for wrong in ({"name": "video", "number": 1}, {"name": "frames_off", "number": 8}, {"name": "frames_off", "number": [1]}):
+        probe._handle_custom_msg({"kind": "turn", "on": False, **wrong}, [])
+        assert probe.status["error"] and probe.view["switches"]["frames_off"] == [1, 5]
+
+
+def test_the_same_refusal_is_told_each_time(probe: Probe) -> None:
+    told: list[str] = []
+    probe.observe(lambda change: told.append(change["new"]["error"]), "status")
+    for _ in range(3):
+        probe._handle_custom_msg({"kind": "ask", "question": ""}, [])
+    assert [text for text in told if text] == ["the question is empty"] * 3
+
+
+def test_the_question_that_somebody_waits_for_is_asked(probe: Probe) -> None:
+    probe.ask("What do you see?")
+    probe.load_clip(CLIPS / "buzz.mp4")
+    probe.wait()
+    assert probe.shown["name"] == "buzz.mp4" and probe.view["question"] == probe.run.question == "What do you see?"
+    probe.load_clip(CLIPS / "bell.mp4", "What makes this sound?")  # typed, and not sent
+    probe.wait()
+    assert probe.shown["name"] == "bell.mp4" and probe.view["question"] == "What makes this sound?"
+    probe.ask("What do you hear?")
+    probe.load_clip("/no/such.mp4")
+    with pytest.raises(VltError, match=r"/no/such\.mp4: no such file"):
+        probe.wait()
+    assert probe.shown["name"] == "bell.mp4" and probe.view["question"] == "What do you hear?"
+    assert probe.view["answer"]["text"] == "I hear a bell."
+    probe.ask("What do you see?")
+    probe.cancel()
+    with pytest.raises(VltError, match="stopped"):
+        probe.wait()
+    probe.load_clip(CLIPS / "buzz.mp4")  # nobody waits for that any more
+    probe.wait()
+    assert probe.view["question"] == "What do you hear?"
+
+
+def test_a_new_panel_ends_what_the_others_do(probe: Probe, boxed: VideoLlama) -> None:
+    begun = threading.Event()
+    probe.observe(lambda change: begun.set() if change["new"]["done"] else None, "status")
+    probe.explain(3, "kernel_shap")
+    assert begun.wait(60)
+    other = Probe(boxed, vlt.Clip(CLIPS / "silent.mp4"), "What do you see?")  # as where the cell is run again
+    with pytest.raises(VltError, match="stopped"):
+        probe.wait()
+    other.close()
+
+
+def test_a_panel_that_waits_for_another_says_so_and_can_be_cancelled(probe: Probe, boxed: VideoLlama) -> None:
+    other = Probe(boxed, vlt.Clip(CLIPS / "silent.mp4"), "What do you see?", method="saliency")
+    begun = threading.Event()
+    probe.observe(lambda change: begun.set() if change["new"]["done"] else None, "status")
+    probe.explain(3, "kernel_shap")
+    assert begun.wait(60)
+    said: list[str] = []
+    other.observe(lambda change: said.append(change["new"]["what"]), "status")
+    other.explain(1)
+    for _ in range(50):
+        if "waiting for another panel" in said:
+            break
+        time.sleep(0.1)
+    assert "waiting for another panel" in said and probe.status["busy"]
+    other.cancel()
+    with pytest.raises(VltError, match="stopped"):
+        other.wait(10)
+    assert probe.status["busy"]  # it goes on
+    probe.cancel()
+    with pytest.raises(VltError, match="stopped"):
+        probe.wait()
+    other.explain(1)
+    other.wait()
+    assert other.view["heat"] is not None
+    other.close()
+
+
+def test_a_switch_that_fails_is_undone_whatever_waits(probe: Probe, monkeypatch: pytest.MonkeyPatch) -> None:
+    probe.switch(segments_off=[0])
+    probe.wait()
+    before, edited = probe.view, probe.edited
+
+    def fails(*_: Any) -> Any:
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(probe, "_without", fails)
+    probe.switch(audio=False)
+    probe.explain("bell", "saliency")
+    with pytest.raises(VltError, match="MemoryError: no room"):
+        probe.wait()
+    assert probe.view["heat"]["word"] == "bell" and probe.edited is edited
+    assert {name: probe.view[name] for name in ("switches", "edited", "edits")} == {
+        name: before[name] for name in ("switches", "edited", "edits")
+    }
+
+
+def test_what_is_cancelled_while_a_second_answer_comes_leaves_a_whole_one(
+    probe: Probe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    probe.switch(segments_off=[1])
+    probe.wait()
+    without, meanwhile = probe._without, [True]
+
+    def slowly(*given: Any) -> Any:
+        out = without(*given)
+        if meanwhile and meanwhile.pop():
+            probe.switch(video=False)
+            for job in probe._jobs[1:]:  # what is pressed at the moment at which the answer is shown
+                job.stopped = True
+        return out
+
+    monkeypatch.setattr(probe, "_without", slowly)
+    probe.ask("What do you see?")
+    with pytest.raises(VltError, match="stopped"):
+        probe.wait()
+    assert probe.view["question"] == "What do you see?" and probe.view["switches"]["video"] is True
+    assert probe.view["switches"]["segments_off"] == [1] and probe.view["edited"] is not None and probe.edited is not None
+    assert edits.loads(json.dumps(probe.view["edits"])) == [edits.mute(segment=[1])]
+
+
+def test_the_change_is_of_the_answer_as_it_was_said(boxed: VideoLlama) -> None:
+    """Also where it was cut off, and has no stop sign."""
+    made = Probe(boxed, vlt.Clip(CLIPS / "two_bell.mp4"), "What do you see?", max_new_tokens=4)
+    assert made.run.answer.ended == "length"
+    made.switch(frames_off=[0, 1, 2, 3])
+    made.wait()
+    table = vlt.sweep(made.run, {"off": edits.blank(frame=[0, 1, 2, 3])}, progress=False)
+    assert made.view["edited"]["change"] == pytest.approx(table["change"]["off"], abs=1e-4)
+    assert made.view["answer"]["logp"] == pytest.approx(float(made.run.logprobs.sum()))
+    made.close()
+
+
+def test_heat_that_is_at_no_place_is_in_the_bars(probe: Probe) -> None:
+    """What the ViT's class token has of a frame is of the frame: the bars add up to what the frames bring."""
+    probe.ask("What do you see?")
+    probe.wait()
+    probe.explain("white", "integrated_gradients")
+    probe.wait()
+    heat = probe.view["heat"]
+    found = vlt.attribute(probe.run, "patches", "integrated_gradients", "white", progress=False)
+    brings = found.score - found.score_without
+    assert sum(heat["frame_bars"]) == pytest.approx(brings, abs=0.05)
+    places = float(np.array(heat["frames"]).sum())
+    assert abs(places - brings) > 0.5
+    (told,) = [text for text in heat["warnings"] if "class tokens" in text]
+    assert told.startswith(f"Patches: {sum(heat['frame_bars']) - places:.2g} of the heat is at no place")
+
+
+@pytest.mark.parametrize("method", ["occlusion", "shapley_sampling"])
+def test_what_is_taken_away_is_what_was_measured(probe: Probe, method: str) -> None:
+    """Whole segments of sound, of which `vlt truth` says that they point right, and in the time that a person waits."""
+    probe.explain("bell", method)
+    probe.wait()
+    heat = probe.view["heat"]
+    assert int(np.argmax(heat["segment_bars"])) == 1 and heat["segment_bars"][1] > 3
+    lost = probe.run.logprobs.values[3] - probe.run.rerun(edits.mute(segment=1), answer="I hear a bell.").logprobs.values[3]
+    assert heat["segment_bars"][1] == pytest.approx(lost, rel=0.1)
+
+
+def test_short_sound_is_shown_without_what_is_behind_it(boxed: VideoLlama, tmp_path: Path) -> None:
+    tone = np.sin(2 * np.pi * 1000 * np.arange(8000) / 16000)
+    soundfile.write(tmp_path / "short.wav", tone, 16000)
+    made = Probe(boxed, vlt.Clip(tmp_path / "short.wav"), ASKED, method="saliency")
+    sound = made.shown["sound"]
+    assert {(s["start"], s["end"]) for s in sound["segments"]} == {(0.0, 0.5)}
+    grey = np.asarray(Image.open(io.BytesIO(base64.b64decode(sound["image"].split(",")[1]))), dtype=float)
+    assert grey.shape == (128, 8 * 48)
+    assert (grey.min(0) < 100).all()  # the tone is loud in every column that is shown
+    made.explain("hear")
+    made.wait()
+    assert any("padding behind the sound's end" in text for text in made.view["heat"]["warnings"])
+    made.close()
+
+
+def test_where_the_player_begins_is_told(boxed: VideoLlama, tmp_path: Path) -> None:
+    """Pictures that begin a second after the sound: a player counts from the sound."""
+    late = tmp_path / "late.mp4"
+    with av.open(str(CLIPS / "two_bell.mp4")) as source, av.open(str(late), "w") as out:
+        streams = {s.index: out.add_stream_from_template(s) for s in source.streams}
+        for packet in source.demux():
+            if packet.dts is None:
+                continue
+            if packet.stream.type == "video":
+                packet.pts, packet.dts = (t + round(1 / packet.time_base) for t in (packet.pts, packet.dts))
+            packet.stream = streams[packet.stream.index]
+            out.mux(packet)
+    made = Probe(boxed, vlt.Clip(late), ASKED)
+    assert made.shown["offset"] == pytest.approx(1, abs=0.05) and made.shown["frames"][0]["seconds"] == 0
+    made.load_clip(CLIPS / "two_bell.mp4")
+    made.wait()
+    assert made.shown["offset"] == pytest.approx(0, abs=0.05)
+    made.close()
 
 
 def test_clicks_wait_for_what_they_need(probe: Probe) -> None:
@@ -310,14 +537,20 @@ def test_wrong_switches_are_refused(probe: Probe) -> None:
         probe.switch("audio")
 
 
-def test_options_of_trace(boxed: VideoLlama) -> None:
+def test_options_of_trace(boxed: VideoLlama, tmp_path: Path) -> None:
     made = Probe(boxed, vlt.Clip(CLIPS / "two_bell.mp4"), ASKED, branches=["video"], n_frames=4)
     assert len(made.shown["frames"]) == 4 and made.shown["sound"] is None
     made.load_clip(CLIPS / "bell.mp4")
     made.wait()
     assert len(made.shown["frames"]) == 4
+    Image.fromarray(np.full((64, 64, 3), 90, dtype=np.uint8)).save(tmp_path / "still.png")
+    made.load_clip(tmp_path / "still.png")  # which has no four frames
+    made.wait()
+    assert made.shown["name"] == "still.png"
     with pytest.raises(VltError, match="no method 'magic'"):
         Probe(boxed, vlt.Clip(CLIPS / "bell.mp4"), method="magic")
+    with pytest.raises(VltError, match="a panel shows what the model answers"):
+        Probe(boxed, vlt.Clip(CLIPS / "bell.mp4"), answer="I hear a bell.")
 
 
 def test_state_is_json(probe: Probe) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -21,6 +22,7 @@ from vlt.errors import VltError
 from vlt.inputs.video import denormalise
 from vlt.model.video_llama import VideoLlama
 from vlt.panel import report
+from vlt.probe import edits
 from vlt.probe.trace import Trace, trace
 
 from .conftest import CLIPS, Page
@@ -94,6 +96,24 @@ def test_sound_alone_and_a_picture(boxed: VideoLlama, tmp_path: Path) -> None:
     run.save_html(tmp_path / "x.html", methods=["relevance"], progress=False)
     held = data_of(tmp_path / "x.html")
     assert held["shown"]["frames"] == [] and "frames" not in held["page"]["heats"]["0 relevance"]
+
+
+@pytest.mark.parametrize("edit", [edits.without("audio"), edits.custom("video_prefix", lambda value: 0 * value)], ids=str)
+def test_of_an_edited_run_it_says_so(bell: Trace, tmp_path: Path, edit: edits.Edit) -> None:
+    run = bell.rerun(edit)
+    run.save_html(tmp_path / "x.html", methods=["relevance"], progress=False)
+    held = data_of(tmp_path / "x.html")
+    assert held["view"]["answer"]["text"] == run.answer.text and held["page"]["edits"] == [str(edit)]
+    assert held["view"]["edits"] == ([str(edit)] if edit.kind == "custom" else json.loads(edits.dumps([edit])))
+    assert {row["name"]: row["edit"] for row in held["page"]["sweep"]}["reverse"] == str(edits.reverse())
+
+
+def test_a_name_of_any_bytes(boxed: VideoLlama, tmp_path: Path) -> None:
+    clip = tmp_path / os.fsdecode(b"bad\xff.mp4")
+    shutil.copy(CLIPS / "silent.mp4", clip)
+    run = trace(boxed, vlt.Clip(clip), "What do you see?", branches=["video"])
+    run.save_html(tmp_path / "x.html", methods=["relevance"], sweep=False, progress=False)
+    assert data_of(tmp_path / "x.html")["shown"]["name"] == "bad\ufffd.mp4"
 
 
 def test_command(tmp_path: Path) -> None:

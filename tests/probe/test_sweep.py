@@ -22,6 +22,7 @@ from vlt.inputs.clip import Clip
 from vlt.model.video_llama import VideoLlama
 from vlt.probe import engine
 from vlt.probe import sweep as sweeping
+from vlt.probe.edits import Edit
 from vlt.probe.sweep import ABLATIONS, UNEDITED, ablations, possible, sweep
 from vlt.probe.trace import Trace, trace
 
@@ -109,6 +110,26 @@ def test_what_is_possible_of_a_clip(boxed: VideoLlama, bell: Trace, silent: Trac
     assert len(sweep(silent, left, progress=False)) == len(left) + 1
     one = trace(boxed, shipped("silent"), "What moves?", n_frames=1)
     assert set(left) - set(possible(one)) == {"reverse", "shuffle", "one_frame"}
+
+
+@pytest.mark.parametrize(
+    "edit", [edits.without("audio"), edits.zero("frame_position"), edits.scale("audio_features", 0.0)], ids=str
+)
+def test_of_an_edited_run_all_that_is_possible_can_be_done(bell: Trace, edit: Edit) -> None:
+    """What was in force, and is made pointless by another edit, is no error; a new edit that does nothing is."""
+    run = bell.rerun(edit)
+    left = possible(run)
+    assert ("mute" in left) is (edit.kind != "without") and "video" in left
+    assert len(sweep(run, left, progress=False)) == len(left) + 1
+
+
+def test_a_new_edit_that_does_nothing_beside_one_that_did_is_told(bell: Trace) -> None:
+    cut = edits.knockout("audio", by="answering")
+    run = bell.rerun(cut)
+    with pytest.raises(VltError, match="did nothing"):
+        run.rerun(cut)
+    with pytest.raises(VltError, match="did nothing"):  # nor is one that has not been seen to do anything taken for granted
+        bell.edited(edits.zero("video_queries")).rerun(edits.without("video"))
 
 
 # ------------------------------------------------------------------ only what follows

@@ -230,8 +230,8 @@ def _places(task: Task, x: Tensor) -> Tensor:
 
 
 def occlusion(task: Task, stride: Mapping[str, int] | None = None) -> Tensor:
-    """What is lost when a window is as in the baseline, the windows that cover a place averaged (Zeiler and Fergus, arXiv
-    1311.2901). Windows are as large as cells. stride: axis -> step (half a cell)."""
+    """What is lost when a window is as in the baseline, shared by its places, and of the windows that cover a place the mean
+    (Zeiler and Fergus, arXiv 1311.2901). Windows are as large as cells. stride: axis -> step (half a cell)."""
     strides = dict(stride or {})
     if unknown := set(strides) - {axis.name for axis in task.axes}:
         raise VltError(f"stride: {task.scorer.at!r} has no axis {unknown.pop()!r}")
@@ -251,6 +251,7 @@ def occlusion(task: Task, stride: Mapping[str, int] | None = None) -> Tensor:
             baselines=task.baseline,
             perturbations_per_eval=task.scorer.batch,
         )
+    out = out / math.prod(side for side, axis in zip(window, task.axes, strict=True) if axis.name not in WIDTHS)
     return out.mean(dim=task.widths)[0] if task.widths else out[0]
 
 

@@ -132,7 +132,7 @@ def _read_decord(path: Path, stream: media.VideoStream, indices: Sequence[int] |
         if len(video) != len(stream.stamps):
             return None
         return video.get_batch([int(i) for i in indices]).asnumpy()
-    except decord.DECORDError:
+    except (decord.DECORDError, UnicodeEncodeError):  # the latter: a file name that is not UTF-8
         return None
 
 

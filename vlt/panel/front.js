@@ -3,11 +3,14 @@
 //   shown   the clip: name, frames as pictures, spectrogram as a picture, names of the methods
 //   view    question, answers, switches, the word that was clicked, heat
 //   status  what is being done, and what went wrong
-// and what people do goes back as messages ({kind: "ask" | "switch" | "explain" | "load_clip" | "upload" | "cancel"}).
+// and what people do goes back as messages, see `send`.
 // Text from files and people is only ever set as text, never as HTML.
 
 const FOR = [230, 97, 1], AGAINST = [94, 60, 153]; // orange and purple: every reader can tell them apart
 const PIECE = 2 ** 20; // bytes of an upload in one message
+const AHEAD = 4 * PIECE; // that may be under way, or Cancel would wait behind all of them
+const LARGEST = 2 ** 29; // bytes of a file, as in uploads.py
+const PALE = "saturate(0.35) contrast(0.6) brightness(1.15)"; // of pictures under heat; front.css has it too
 const SURE = 0.8; // words below this probability are marked
 
 function node(tag, attributes = {}, ...children) {
@@ -21,9 +24,13 @@ function node(tag, attributes = {}, ...children) {
   return made;
 }
 
-const fixed = (number, digits = 2) => number.toFixed(digits).replace("-", "\u2212");
-const short = (number) => (number === 0 ? "0" : Number(number.toPrecision(2)).toString().replace("-", "\u2212"));
-const seconds = (number) => `${+number.toFixed(2)} s`;
+const minus = (text) => text.replace(/-(?=\d)/g, "\u2212");
+const fixed = (number, digits = 2) => minus(number.toFixed(digits));
+const short = (number) => (number === 0 ? "0" : minus(Number(number.toPrecision(2)).toString()));
+const place = (number, digits = 2) => minus(`${+number.toFixed(digits)}`);
+const seconds = (number) => `${place(number)} s`;
+const sleep = (ms) => new Promise((then) => setTimeout(then, ms));
+const sum = (numbers) => numbers.reduce((a, b) => a + b, 0);
 
 function picture(source, then) {
   const image = new Image();
@@ -96,7 +103,9 @@ class Panel {
       ]),
     );
     this.root.append(...Object.values(this.parts));
+    this.buildForm();
     this.buildStatus();
+    this.buildTools();
     this.paint();
     this.paintStatus();
   }
@@ -109,12 +118,30 @@ class Panel {
   get shown() { return this.model.get("shown"); }
   get view() { return this.model.get("view"); }
 
+  // "ask", "switch", "turn" (one frame or segment), "explain", "load_clip", "upload", "cancel"
   send(kind, told = {}, buffers = []) {
     try {
       this.model.send({ kind, ...told }, undefined, buffers);
     } catch {
       tell(this.error, "the notebook's kernel does not answer: run the panel's cell again");
+      this.paintView(); // what was ticked is as it was
     }
+  }
+
+  // ------------------------------------------------------------------ what stays
+
+  buildForm() {
+    this.question = this.saved
+      ? node("p", { className: "question", role: "group", "aria-label": "question" }, this.view.question)
+      : node("input", { type: "text", value: this.view.question, "aria-label": "question", onkeydown: (event) => event.key === "Enter" && this.ask() });
+    this.method = node("select", { "aria-label": "method of explanation", onchange: () => this.explainAgain() });
+    for (const name of this.shown.methods) this.method.append(node("option", { value: name }, name.replaceAll("_", " ")));
+    this.method.value = this.view.method;
+    this.chosen = { question: this.view.question, method: this.view.method };
+    const askButton = this.saved ? null : node("button", { onclick: () => this.ask() }, "Ask");
+    this.parts.form.append(
+      node("div", { className: "row" }, this.question, askButton, node("label", {}, "explained by ", this.method)),
+    );
   }
 
   // ------------------------------------------------------------------ what stays for a clip
@@ -129,24 +156,13 @@ class Panel {
     parts.clip.replaceChildren(
       node("p", { className: "name" }, node("strong", {}, shown.name), node("span", { className: "soft" }, ` ${shown.kind}, ${seconds(shown.seconds)}`)),
       shown.note ? node("p", { className: "soft" }, shown.note) : "",
-    );
-    this.question = this.saved
-      ? node("p", { className: "question", role: "group", "aria-label": "question" }, this.view.question)
-      : node("input", { type: "text", value: this.view.question, "aria-label": "question", onkeydown: (event) => event.key === "Enter" && this.ask() });
-    this.method = node("select", { "aria-label": "method of explanation", onchange: () => this.explainAgain() });
-    for (const name of shown.methods) this.method.append(node("option", { value: name }, name.replaceAll("_", " ")));
-    this.method.value = this.view.method;
-    this.chosen = { question: this.view.question, method: this.view.method };
-    const askButton = this.saved ? null : node("button", { onclick: () => this.ask() }, "Ask");
-    parts.form.replaceChildren(
-      node("div", { className: "row" }, this.question, askButton, node("label", {}, "explained by ", this.method)),
+      this.saved && this.saved.edits.length ? node("p", { className: "soft" }, `The run was edited: ${this.saved.edits.join(", ")}`) : "",
     );
     this.paintPlayer();
     this.frames = shown.frames.map((frame) => picture(frame.image, () => this.paintHeatEverywhere()));
     this.spectrogram = shown.sound && picture(shown.sound.image, () => this.paintHeatEverywhere());
     this.paintSeen();
     this.paintHeard();
-    this.paintTools();
     if (this.saved) this.paintTables();
   }
 
@@ -161,8 +177,8 @@ class Panel {
       ? node(isVideo ? "video" : "audio", {
           src: source,
           controls: true,
-          ontimeupdate: () => this.moved(this.player.currentTime),
-          onseeked: () => this.moved(this.player.currentTime),
+          ontimeupdate: () => this.moved(this.player.currentTime - shown.offset),
+          onseeked: () => this.moved(this.player.currentTime - shown.offset),
         })
       : null;
     if (this.player) this.player.setAttribute("aria-label", `${shown.name}, with heat`);
@@ -170,7 +186,7 @@ class Panel {
     this.words = node("div", {});
     this.parts.top.classList.toggle("bare", !this.player);
     this.parts.top.replaceChildren(
-      node("div", { hidden: !this.player }, node("div", { className: "player" }, this.player, this.over), this.over ? node("small", {}, "heat: of the last frame that the model has seen by then") : ""),
+      node("div", { hidden: !this.player }, (this.screen = node("div", { className: "player" }, this.player, this.over)), this.over ? node("small", {}, "heat: of the last frame that the model has seen by then") : ""),
       this.words,
     );
   }
@@ -181,9 +197,9 @@ class Panel {
     this.canvases = shown.frames.map(() => node("canvas", { width: 160, height: 160 }));
     this.frameButtons = this.canvases.map((canvas, i) => node("button", { onclick: () => this.seek(shown.frames[i].seconds) }, canvas));
     this.frameBars = shown.frames.map(() => node("div", { className: "bar" }));
-    this.frameSwitches = shown.frames.map((_, i) => this.tick(`frame ${i} is seen`, () => this.toggle("frames_off", i)));
+    this.frameSwitches = shown.frames.map((_, i) => this.tick(`frame ${i} is seen`, () => this.turn("frames_off", i, this.frameSwitches)));
     this.frameCells = shown.frames.map((frame, i) =>
-      node("div", { className: "cell" }, this.frameButtons[i], this.frameBars[i], this.labelled(this.frameSwitches[i], seconds(frame.seconds))),
+      node("div", { className: "cell" }, this.frameButtons[i], this.frameBars[i], this.labelled(this.frameSwitches[i], node("span", {}, seconds(frame.seconds)))),
     );
     const strip = withArrows(node("div", { className: "strip" }, ...this.frameCells));
     strip.style.setProperty("--columns", Math.min(shown.frames.length, 8));
@@ -198,13 +214,13 @@ class Panel {
     this.sound = node("canvas", { width: 1000, height: 160, role: "img" });
     this.playhead = node("div", { className: "playhead", hidden: true });
     this.segmentBars = segments.map(() => node("div", { className: "bar" }));
-    this.segmentSwitches = segments.map((_, i) => this.tick(`segment ${i} is heard`, () => this.toggle("segments_off", i)));
+    this.segmentSwitches = segments.map((_, i) => this.tick(`segment ${i} is heard`, () => this.turn("segments_off", i, this.segmentSwitches)));
     this.segmentCells = segments.map(({ start, end }, i) =>
-      node("div", { className: "cell" }, this.segmentBars[i], this.labelled(this.segmentSwitches[i], `${+start.toFixed(1)}\u2013${+end.toFixed(1)}`)),
+      node("div", { className: "cell" }, this.segmentBars[i], this.labelled(this.segmentSwitches[i], node("span", {}, place(start, 1), node("span", { className: "end" }, `\u2013${place(end, 1)}`)))),
     );
     const hz = shown.sound.ticks.map(({ place, text }) => node("span", { style: `bottom: ${100 * place}%` }, text));
     parts.heard.replaceChildren(
-      node("h3", {}, `Heard: ${segments.length} segments (seconds)`),
+      node("h3", {}, `Heard: ${segments.length} segments (seconds${segments.some(({ start }, i) => i && start < segments[i - 1].end - 1e-6) ? "; they overlap" : ""})`),
       node(
         "div", { className: "sound" },
         node("div", { className: "hz", "aria-hidden": "true" }, ...hz),
@@ -215,7 +231,7 @@ class Panel {
   }
 
   labelled(tick, text) {
-    return this.saved ? node("span", {}, text) : node("label", {}, tick, text);
+    return this.saved ? text : node("label", {}, tick, text);
   }
 
   tick(label, onchange) {
@@ -230,10 +246,11 @@ class Panel {
       // what somebody has typed or chosen, and not sent yet, stays
       if (this.chosen[name] !== view[name]) this[name].value = this.chosen[name] = view[name];
     }
-    const both = [this.answerRow("Answer", view.answer, false)], below = [];
+    const title = this.saved ? "Answer" : `Answer to \u201c${view.question}\u201d`;
+    const both = [this.answerRow("Answer", title, view.answer, false)], below = [];
     if (view.edited) {
       const blind = !(view.switches.video && shown.frames.length) && !(view.switches.audio && shown.sound);
-      both.push(this.answerRow("Without what is off", view.edited, true));
+      both.push(this.answerRow("Without what is off", "Without what is off", view.edited, true));
       const { logp } = view.answer, { change } = view.edited;
       below.push(
         node("p", { className: "change" }, `log p of the first answer: ${fixed(logp)} \u2192 ${fixed(logp + change)} (change ${change < 0 ? "" : "+"}${fixed(change)})`),
@@ -244,10 +261,12 @@ class Panel {
     const off = view.switches;
     this.frameCells.forEach((cell, i) => {
       this.frameSwitches[i].checked = !off.frames_off.includes(i);
+      this.frameSwitches[i].disabled = !off.video;
       cell.classList.toggle("off", off.frames_off.includes(i) || !off.video);
     });
     this.segmentCells.forEach((cell, i) => {
       this.segmentSwitches[i].checked = !off.segments_off.includes(i);
+      this.segmentSwitches[i].disabled = !off.audio;
       cell.classList.toggle("off", off.segments_off.includes(i) || !off.audio);
     });
     const there = { video: shown.frames.length > 0, audio: !!shown.sound, positions: shown.frames.length > 0 };
@@ -255,6 +274,7 @@ class Panel {
     const ticks = Object.keys(names).filter((name) => there[name]).map((name) => {
       const tick = this.tick(names[name], () => this.send("switch", { [name]: tick.checked }));
       tick.checked = off[name];
+      tick.disabled = name === "positions" && !off.video;
       tick.dataset.key = name;
       return node("label", {}, tick, ` ${names[name]}`);
     });
@@ -267,14 +287,15 @@ class Panel {
     const { video, audio, positions, frames_off, segments_off } = this.view.switches, { shown } = this, off = [];
     if (shown.frames.length && !video) off.push("video");
     if (shown.frames.length && video && !positions) off.push("frame positions");
-    if (shown.frames.length && video && frames_off.length) off.push(`frames ${frames_off.join(", ")}`);
+    if (shown.frames.length && video && frames_off.length) off.push(`what is seen at ${frames_off.map((i) => seconds(shown.frames[i].seconds)).join(", ")}`);
     if (shown.sound && !audio) off.push("sound");
-    if (shown.sound && audio && segments_off.length) off.push(`segments ${segments_off.join(", ")}`);
+    if (shown.sound && audio && segments_off.length) off.push(`the sound of ${segments_off.map((i) => span(shown.sound.segments[i])).join(", ")}`);
     return off;
+    function span({ start, end }) { return `${place(start, 1)}\u2013${place(end, 1)} s`; }
   }
 
-  answerRow(title, said, edited) {
-    const row = withArrows(node("div", { className: "words", role: "group", "aria-label": title }));
+  answerRow(name, title, said, edited) {
+    const row = withArrows(node("div", { className: "words", role: "group", "aria-label": name }));
     said.tokens.forEach(({ text, p }, number) => {
       if (!text.trim()) return;
       const word = this.view.word;
@@ -301,12 +322,12 @@ class Panel {
     const colours = heat.signed ? [bare(AGAINST), "#ddd", bare(FOR)] : ["#ddd", bare(FOR)];
     const scale = node("span", { className: "scale", style: `background: linear-gradient(90deg, ${colours.join(", ")})` });
     const [low, high] = heat.signed ? ["against", "for"] : ["little", "much, for or against"];
+    const whose = word && word.edited ? ", in the answer without what is off" : "";
     const share = heat.frame_bars && heat.segment_bars ? ` In all ${short(sum(heat.frame_bars))} on frames, ${short(sum(heat.segment_bars))} on sound${heat.one_scale ? ", drawn on one scale" : "; these cannot be compared"}.` : "";
     this.parts.legend.replaceChildren(
-      node("p", { className: "legend" }, `${heat.method.replaceAll("_", " ")} for \u201c${heat.word}\u201d: ${low} `, scale, ` ${high}.${share}`),
+      node("p", { className: "legend" }, `${heat.method.replaceAll("_", " ")} for \u201c${heat.word}\u201d${whose}: ${low} `, scale, ` ${high}.${share}`),
     );
-    this.parts.legend.append(...heat.warnings.map((warning) => node("p", { className: "soft" }, `\u26a0 ${warning}`)));
-    function sum(numbers) { return numbers.reduce((a, b) => a + b, 0); }
+    this.parts.legend.append(...heat.warnings.map((warning) => node("p", { className: "soft" }, `\u26a0 ${minus(warning)}`)));
     if (word && !this.saved) this.parts.legend.append(node("p", { className: "soft" }, `took ${fixed(heat.seconds, 1)} s; heat is no proof of a cause: vlt.faithfulness measures it, the switches test it`));
   }
 
@@ -320,10 +341,11 @@ class Panel {
     const { heat } = this.view;
     const frames = heat && heat.frames, top = frames ? this.top("frames") : 1;
     const glows = frames && greatest(frames) > 0.02 * top; // where nothing does, the pictures keep their colours
+    this.screen.classList.toggle("pale", !!glows);
     this.canvases.forEach((canvas, i) => {
       const context = canvas.getContext("2d"), image = this.frames[i];
       if (!image || !image.complete || !image.naturalWidth) return;
-      context.filter = glows ? "grayscale(1) contrast(0.6)" : "none";
+      context.filter = glows ? PALE : "none";
       context.imageSmoothingEnabled = image.naturalWidth > 160;
       context.drawImage(image, 0, 0, canvas.width, canvas.height);
       context.filter = "none";
@@ -351,7 +373,7 @@ class Panel {
       }
       if (grids) paintHeat(context, grids[i], top, Math.round(i * width), Math.round(width), canvas.height);
       context.fillStyle = "#888";
-      if (i) context.fillRect(Math.round(i * width), 0, 1, canvas.height);
+      if (i) context.fillRect(Math.round(i * width), 0, Math.max(1, Math.round(canvas.width / (canvas.clientWidth || canvas.width))), canvas.height);
       this.bar(this.segmentBars[i], bars, i);
     }
     const told = bars ? `; heat by segment: ${bars.map(short).join(", ")}` : "";
@@ -385,13 +407,14 @@ class Panel {
     }
     if (!this.playhead) return;
     const segments = shown.sound.segments;
-    const i = segments.findIndex(({ start, end }) => time >= start && time < end);
-    this.playhead.hidden = i < 0;
-    if (i >= 0) this.playhead.style.left = `${(100 * (i + (time - segments[i].start) / (segments[i].end - segments[i].start))) / segments.length}%`;
+    const far = segments.map(({ start, end }) => (time >= start && time < end ? Math.abs(time - (start + end) / 2) : Infinity));
+    const i = far.indexOf(Math.min(...far)); // of several that overlap, the one in whose middle it is
+    this.playhead.hidden = far[i] === Infinity;
+    if (!this.playhead.hidden) this.playhead.style.left = `${(100 * (i + (time - segments[i].start) / (segments[i].end - segments[i].start))) / segments.length}%`;
   }
 
   seek(time) {
-    if (this.player) this.player.currentTime = time;
+    if (this.player) this.player.currentTime = time + this.shown.offset;
     this.moved(time);
   }
 
@@ -402,7 +425,7 @@ class Panel {
     this.cancel = node("button", { onclick: () => { this.uploading = null; this.send("cancel"); } }, "Cancel");
     this.said = node("p", { className: "said" });
     this.error = node("p", { className: "error", role: "alert" });
-    this.work = node("div", { className: "row" }, this.what, this.progress, this.cancel);
+    this.work = node("div", { className: "row work" }, this.what, this.progress, this.cancel);
     this.parts.status.append(node("div", { role: "status", "aria-live": "polite" }, this.work, this.said), this.error);
   }
 
@@ -431,14 +454,13 @@ class Panel {
     if (word) this.explain(word.number, word.edited);
   }
 
-  toggle(name, i) {
-    const off = this.view.switches[name];
-    this.send("switch", { [name]: off.includes(i) ? off.filter((other) => other !== i) : [...off, i] });
+  turn(name, number, ticks) {
+    this.send("turn", { name, number, on: ticks[number].checked });
   }
 
   // ------------------------------------------------------------------ files in and out
 
-  paintTools() {
+  buildTools() {
     const buttons = [
       node("button", { onclick: () => this.saveState() }, "Save as JSON"),
       node("button", { onclick: () => this.savePicture() }, "Save as PNG"),
@@ -446,21 +468,29 @@ class Panel {
     const own = [];
     if (!this.saved) {
       const path = node("input", { type: "text", placeholder: "path of another clip", "aria-label": "path of another clip" });
-      const go = () => path.value.trim() && this.send("load_clip", { path: path.value.trim() });
+      const go = () => path.value.trim() && this.send("load_clip", { path: path.value.trim(), question: this.question.value });
       path.addEventListener("keydown", (event) => event.key === "Enter" && go());
       const file = node("input", { type: "file", accept: "video/*,audio/*,image/png,image/jpeg,image/gif", "aria-label": "another clip from this computer", onchange: () => this.upload(file.files[0]) });
       own.push(path, node("button", { onclick: go }, "Open"), file);
     }
-    this.parts.tools.replaceChildren(node("div", { className: "row" }, ...own, ...buttons));
+    this.parts.tools.append(node("div", { className: "row" }, ...own, ...buttons));
   }
 
   async upload(file) {
     if (!file) return;
+    if (file.size > LARGEST) {
+      return tell(this.error, `${file.name}: ${Math.round(file.size / 2 ** 20)} MiB; a file from the browser has ${LARGEST / 2 ** 20} at most`);
+    }
     const number = (this.uploading = crypto.getRandomValues(new Uint32Array(1))[0]);
+    const taken = () => {
+      const [of, bytes] = this.model.get("received");
+      return of === number ? bytes : 0;
+    };
     for (let at = 0; at < file.size || at === 0; at += PIECE) {
       const piece = await file.slice(at, at + PIECE).arrayBuffer();
-      if (this.uploading !== number) return; // cancelled, or another file has taken its place
-      this.send("upload", { number, name: file.name, at, total: file.size }, [piece]);
+      while (this.uploading === number && taken() >= 0 && taken() < at - AHEAD) await sleep(20);
+      if (this.uploading !== number || taken() < 0) return; // cancelled, refused, or another file has taken its place
+      this.send("upload", { number, name: file.name, at, total: file.size, question: this.question.value }, [piece]);
     }
   }
 
@@ -471,8 +501,9 @@ class Panel {
   savePicture() {
     const width = 1200, line = 24, canvas = node("canvas", { width, height: 10 }), context = canvas.getContext("2d");
     const { view, shown } = this, texts = [`${shown.name}: ${view.question}`, view.answer.text];
-    if (view.edited) texts.push(`without ${this.whatIsOff().join(", ")}: ${view.edited.text} (log p ${fixed(view.edited.change)})`);
-    if (view.heat) texts.push(`${view.heat.method.replaceAll("_", " ")} for \u201c${view.heat.word}\u201d${view.heat.signed ? " (orange: for, purple: against)" : ""}`);
+    if (view.edited) texts.push(`without ${this.whatIsOff().join(", ")}: ${view.edited.text} (log p of the first answer: change ${fixed(view.edited.change)})`);
+    if (view.heat) texts.push(this.parts.legend.querySelector(".legend").textContent + (view.heat.signed ? " (Orange: for, purple: against.)" : ""));
+    if (view.heat) texts.push(...view.heat.warnings.map((warning) => `\u26a0 ${minus(warning)}`));
     context.font = "16px sans-serif";
     const lines = texts.flatMap((text) => wrapped(context, text, width - 20));
     const side = shown.frames.length ? Math.min(160, (width - 20) / Math.min(shown.frames.length, 8) - 6) : 0;
@@ -487,7 +518,9 @@ class Panel {
     context.font = "12px sans-serif";
     shown.frames.forEach((frame, i) => {
       const x = 10 + (i % 8) * (side + 6), y = down + Math.floor(i / 8) * (side + 24);
+      context.globalAlpha = this.frameCells[i].classList.contains("off") ? 0.25 : 1;
       context.drawImage(this.canvases[i], x, y, side, side);
+      context.globalAlpha = 1;
       context.fillText(seconds(frame.seconds), x, y + side + 14);
     });
     down += rows * (side + 24);
@@ -520,8 +553,8 @@ class Panel {
             node("td", { className: typeof cell === "number" ? "number" : "" }, typeof cell === "number" ? fixed(cell) : cell)))))));
     const parts = [];
     if (sweep.length) {
-      parts.push(table("What becomes of the answer when parts are taken away", ["taken away", "answer", "log p", "change"],
-        sweep.map((row) => [row.name, row.same ? `${row.answer} (the same)` : row.answer, row.logprob, row.change])));
+      parts.push(table("What becomes of the answer under edits", ["name", "edit", "answer", "log p", "change"],
+        sweep.map((row) => [row.name, row.edit, row.same ? `${row.answer} (the same)` : row.answer, row.logprob, row.change])));
     }
     parts.push(table("Stages", ["stage", "shape", "axes", "ms"], stages.map((row) => [row.stage, row.shape.join(" x "), row.axes, row.ms])));
     this.parts.tables.replaceChildren(...parts);

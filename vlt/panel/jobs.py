@@ -14,6 +14,7 @@ from vlt.model.video_llama import VideoLlama
 
 # A model that is watched by two threads would mix what they see.
 _one_at_a_time = threading.Lock()
+_LOOK = 0.1  # seconds between two looks at whether one that waits is still wanted
 
 
 class Stopped(Exception):  # noqa: N818  no error: it was asked for
@@ -35,20 +36,32 @@ class Job:
         if self._after is not None:
             self._after.thread.join()
             self._after = None
-        with _one_at_a_time:
-            try:
-                self._work(self)
-            except Stopped:
-                error = "stopped"
-            except VltError as e:
-                error = str(e)
-            except Exception as e:  # a panel that dies silently is of no use; what it showed before stays
-                error = f"{type(e).__name__}: {e}"
-            self._ended(self, error)
+        try:
+            self._work(self)
+        except Stopped:
+            error = "stopped"
+        except VltError as e:
+            error = str(e)
+        except Exception as e:  # a panel that dies silently is of no use; what it showed before stays
+            error = f"{type(e).__name__}: {e}"
+        self._ended(self, error)
 
     def check(self) -> None:
         if self.stopped:
             raise Stopped
+
+
+@contextmanager
+def turn(job: Job, waits: Callable[[], None]) -> Iterator[None]:
+    """Inside it no other job runs, of any panel. waits: is called where one does, and must end first."""
+    if not _one_at_a_time.acquire(blocking=False):
+        waits()
+        while not _one_at_a_time.acquire(timeout=_LOOK):
+            job.check()
+    try:
+        yield
+    finally:
+        _one_at_a_time.release()
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,29 +17,36 @@ from vlt.errors import VltError, nearest
 from vlt.explain.attribution import COMPARABLE, METHODS, UNSIGNED, attribute
 from vlt.inputs import audio
 from vlt.inputs.video import denormalise
+from vlt.model import stages
 from vlt.probe.trace import Trace
 
-# Where each method has its heat, on what is seen and on what is heard; the rest at the pixels and at the spectrogram.
-# Integrated gradients at the patches point right about as often as at the pixels, for a sixteenth of the time (`vlt truth`).
-AT = {"grad_cam": ("patches", "audio_features"), "integrated_gradients": ("patches", "spectrograms")}
 PLAYED = {".mp4": "video/mp4", ".m4v": "video/mp4", ".webm": "video/webm", ".wav": "audio/wav", ".mp3": "audio/mpeg"}
 PLAYED |= {".m4a": "audio/mp4", ".ogg": "audio/ogg", ".flac": "audio/flac"}
 # What a browser is given of a sound picture: dB below the loudest that are still to be seen.
 DEPTH = 60
+# The share of heat at no place that is told.
+MUCH = 0.05
+TAKING_AWAY = ("occlusion", "ablation", "shapley_sampling", "kernel_shap")
 
 
 def shown(run: Trace) -> dict[str, Any]:
     """What does not change while one clip is looked at: its name, its frames and its spectrogram as pictures."""
     branches = run.setting.branches
     return {
-        "name": run.clip.path.name,
+        "name": name_of(run.clip.path),
         "kind": run.clip.kind,
         "seconds": float(run.clip.duration),
         "frames": _frames(run) if "video" in branches else [],
         "sound": _sound(run) if "audio" in branches else None,
         "methods": list(METHODS),
         "note": run.model.config.note,
+        "offset": max(0.0, -run.clip.sound.start),  # a player counts from what begins first, sound or pictures
     }
+
+
+def name_of(path: Path) -> str:
+    """Of a file, as text, whatever bytes it has."""
+    return os.fsencode(path.name).decode("utf-8", "replace")
 
 
 def _frames(run: Trace) -> list[dict[str, Any]]:
@@ -60,14 +68,15 @@ def _sound(run: Trace) -> dict[str, Any]:
     hz = value["hz"].values
     ticks = [{"place": float(np.abs(hz - f).argmin() + 0.5) / len(hz), "text": f"{f / 1000:g} kHz"} for f in (500, 2000, 5000)]
     bounds = zip(value["start"].values, value["end"].values, strict=True)
-    segments = [{"start": float(a), "end": float(b)} for a, b in bounds]
+    segments = [{"start": float(a), "end": float(min(b, a + run.clip.sound.duration))} for a, b in bounds]
     return {"image": _uri(grey, "PNG"), "segments": segments, "ticks": ticks}
 
 
 def _columns(run: Trace) -> int:
-    """How many columns of a spectrogram are of its segment; the rest is padding."""
+    """How many columns of a spectrogram are of its segment, or of a sound that is shorter; the rest is padding."""
     value = run["spectrograms"]
-    return audio.whole_columns(float(value["end"].values[0] - value["start"].values[0]), value.sizes["time"])
+    length = min(float(value["end"].values[0] - value["start"].values[0]), run.clip.sound.duration)
+    return max(1, audio.whole_columns(length, value.sizes["time"]))
 
 
 def _uri(pixels: np.ndarray, kind: str, **options: Any) -> str:
@@ -86,7 +95,8 @@ def media(path: Path, limit: int) -> tuple[bytes, str]:
 
 
 def said(run: Trace) -> dict[str, Any]:
-    """An answer: its text, its tokens with their probabilities, and log p of the whole, its stop sign included."""
+    """An answer: its text, its tokens with their probabilities, and log p of the whole, its stop sign included (where it was
+    not cut off)."""
     logprobs = run.logprobs.values
     tokens = [{"text": t, "p": float(np.exp(p))} for t, p in zip(run.answer.tokens, logprobs, strict=True)]
     stop = run.answer.ended == "stop"  # the stop sign is scored, and not shown as a word
@@ -103,7 +113,8 @@ def heat(
     """Where the run looked and listened for a word of its answer.
 
     frames [frame][row][column] and segments [segment][row][column]: heat summed over the ViT's patches, and over an eighth
-    of the frequencies and of a segment's time; frame_bars, segment_bars: their sums; one_scale: can that on pictures be
+    of the frequencies and of a segment's time; frame_bars, segment_bars: all of a frame's or segment's, also what is at no
+    place (of the ViT's class token, of padding: a warning tells, where that is much); one_scale: can that on pictures be
     compared with that on sound? signed: does it tell for from against? warnings: of `Attribution`. Raises `VltError` for
     an unknown word or method.
     """
@@ -112,21 +123,44 @@ def heat(
     number = run.word(word)
     found: dict[str, Any] = {"method": method, "word": run.answer.tokens[number].strip(), "seconds": 0.0, "warnings": []}
     found |= {"one_scale": method in COMPARABLE, "signed": method not in UNSIGNED}
-    look, listen = AT.get(method, ("frames", "spectrograms"))
-    stages = [(at, f) for at, f in ((look, _on_patches), (listen, _on_sound)) if _there(run, at)]
-    for i, (at, gridded) in enumerate(stages):
+    ways = [(at, options) for at, options in _ways(run, method) if _there(run, at)]
+    for i, (at, options) in enumerate(ways):
 
         def tell(done: int, total: int, part: int = i) -> None:
             if progress is not None:
-                progress(part * total + done, len(stages) * total)
+                progress(part * total + done, len(ways) * total)
 
-        at_stage = attribute(run, at, method, number, progress=tell, batch=batch)
-        grid, bars = gridded(run, at_stage.heat)
-        name = "frame" if gridded is _on_patches else "segment"
+        at_stage = attribute(run, at, method, number, progress=tell, batch=batch, **options)
+        seen = stages.branch(at) == "video"
+        name, nowhere = ("frame", "the class tokens") if seen else ("segment", "padding behind the sound's end")
+        grid, bars = (_on_patches if seen else _on_sound)(run, at_stage.heat)
         found |= {f"{name}s": _rounded(grid), f"{name}_bars": _rounded(bars)}
         found["seconds"] += at_stage.seconds
-        found["warnings"] += [f"{at.replace('_', ' ').capitalize()}: {warning}" for warning in at_stage.warnings]
+        warnings = list(at_stage.warnings)
+        if grid is not None and abs(off := float(bars.sum() - grid.sum())) > MUCH * float(np.abs(grid).sum()):
+            warnings.append(f"{off:.2g} of the heat is at no place: on {nowhere}. Bars have it, colours have not.")
+        found["warnings"] += [f"{at.replace('_', ' ').capitalize()}: {warning}" for warning in warnings]
     return found
+
+
+def _ways(run: Trace, method: str) -> list[tuple[str, dict[str, Any]]]:
+    """Where a method has its heat, on what is seen and on what is heard, and its options: as `vlt truth` measures them, with
+    integrated gradients at the patches, where they point right about as often as at the pixels, for a sixteenth of the
+    time."""
+    if method == "grad_cam":
+        return [("patches", {}), ("audio_features", {})]
+    if method == "integrated_gradients":
+        return [("patches", {}), ("spectrograms", {})]
+    if method not in TAKING_AWAY:
+        return [("frames", {}), ("spectrograms", {})]
+    side = run.model.config.vision_config.image_size
+    squares = {"height": side // 4, "width": side // 4}
+    look: dict[str, Any] = {"cells": squares}
+    if method == "kernel_shap":
+        look = {"cells": {"frame": 10_000, **squares}}  # through all frames: each apart would take minutes
+    if method == "shapley_sampling":
+        look = {"cells": {"frame": 10_000, "height": side // 8, "width": side // 8}, "n_samples": 4}
+    return [("frames", look), ("spectrograms", {"cells": {"mel": 10_000, "time": 10_000}})]  # whole segments
 
 
 def _there(run: Trace, stage: str) -> bool:
@@ -138,10 +172,9 @@ def _on_patches(run: Trace, heat: xr.DataArray) -> tuple[np.ndarray | None, np.n
     rows = 1 + int(run.axes_of("patches")[1].coordinates["patch_row"].max())
     values = heat.values
     if "patch" in heat.dims:
-        values = values[:, 1:].reshape(len(values), rows, -1)  # without the class token
-    else:
-        side = values.shape[1] // rows
-        values = values.reshape(len(values), rows, side, -1, side).sum((2, 4))
+        return values[:, 1:].reshape(len(values), rows, -1), values.sum(1)  # the class token is first
+    side = values.shape[1] // rows
+    values = values.reshape(len(values), rows, side, -1, side).sum((2, 4))
     return values, values.sum((1, 2))
 
 
@@ -149,7 +182,7 @@ def _on_sound(run: Trace, heat: xr.DataArray) -> tuple[np.ndarray | None, np.nda
     if heat.ndim == 1:
         return None, heat.values
     bins = np.add.reduceat(heat.values, np.linspace(0, heat.sizes["mel"], 8, endpoint=False).astype(int), axis=1)
-    edges = np.linspace(0, _columns(run), 8, endpoint=False).astype(int)
+    edges = np.linspace(0, _columns(run), min(8, _columns(run)), endpoint=False).astype(int)
     grid = np.add.reduceat(bins[:, :, : _columns(run)], edges, axis=2)
     return grid[:, ::-1], heat.values.sum((1, 2))  # high frequencies first, as the picture has them
 

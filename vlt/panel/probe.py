@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import copy
 import json
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePath
 from typing import Any
+from weakref import WeakSet
 
 import anywidget
 import torch
@@ -18,24 +18,27 @@ import traitlets
 from vlt.errors import VltError, check_type
 from vlt.inputs.clip import Clip
 from vlt.model.video_llama import VideoLlama
-from vlt.panel import pictures
-from vlt.panel.jobs import Job, interruptible
-from vlt.probe import edits
+from vlt.panel import pictures, switches
+from vlt.panel.jobs import Job, interruptible, turn
+from vlt.panel.uploads import Uploads
+from vlt.probe import edits, language
+from vlt.probe.language import Row
 from vlt.probe.trace import Trace, trace
 
 HERE = Path(__file__).parent
 PLAYED = 2**26  # bytes of a file that are sent to the browser's player
-UPLOADED = 2**29  # bytes of a file that are taken from the browser
 _TELL = 0.1  # seconds between two signs of progress
 _NOTHING: dict[str, Any] = {"edited": None, "edits": [], "word": None, "heat": None}  # that would be true of another run
+_panels: WeakSet[Probe] = WeakSet()
 
 
 class Probe(anywidget.AnyWidget):
     """A panel: a clip with heat on its frames and its sound, a question, the answer, and switches.
 
     model, clip: as `vlt.load` and `vlt.Clip` give them. question: the first one. method: of `vlt.attribute`. options: of
-    `vlt.trace`. The first answer is there when the panel is; all else runs in a thread of its own, so the notebook stays
-    free (but leave the model alone meanwhile: a model is watched by one at a time). What the buttons do can be called:
+    `vlt.trace`, but for answer. The first answer is there when the panel is; all else runs in a thread of its own, so the
+    notebook stays free (but leave the model alone meanwhile: a model is watched by one at a time, also of several panels;
+    a new one ends what the others of its model do). What the buttons do can be called:
     `ask`, `switch`, `explain`, `load_clip`, `cancel`; `wait` until it is done; `state()` is what is to be seen, `run` and
     `edited` are the traces behind it.
     """
@@ -46,7 +49,7 @@ class Probe(anywidget.AnyWidget):
     view = traitlets.Dict().tag(sync=True)
     status = traitlets.Dict().tag(sync=True)
     media = traitlets.Bytes().tag(sync=True)
-    _uploads: tempfile.TemporaryDirectory[str] | None = None
+    received: Any = traitlets.List().tag(sync=True)  # of a file from the browser: its number, and bytes, below 0 if refused
 
     def __init__(
         self,
@@ -62,10 +65,18 @@ class Probe(anywidget.AnyWidget):
         self._told, self._error = 0.0, ""
         self._jobs: list[Job] = []  # that have not ended, the newest last
         self._lock = threading.RLock()  # of what is to be seen: the notebook's thread and the job's change it
-        self._receiving = 0  # the upload under way
+        self._uploads = Uploads()
+        self._asked = question  # the newest that somebody wants an answer to
         check_type(model, VideoLlama, "the model of vlt.Probe(model, clip)")
+        if "answer" in options:
+            raise VltError(
+                "answer: a panel shows what the model answers; for an answer of your own, vlt.trace(..., answer=...)"
+            )
         if method not in pictures.METHODS:
             raise VltError(f"no method {method!r}; all: {', '.join(pictures.METHODS)}")
+        for other in _panels:
+            if other.model is model:
+                other.cancel()
         self.run = trace(model, clip, question, **options)
         said = pictures.said(self.run)
         super().__init__(status=_idle())
@@ -73,6 +84,7 @@ class Probe(anywidget.AnyWidget):
         self.view = {**self._fresh(question, said), "method": method}
         self._settled: tuple[Trace | None, dict[str, Any]] = (self.edited, self.view)
         self.on_msg(self._on_message)
+        _panels.add(self)
 
     # ------------------------------------------------------------------ what the buttons do
 
@@ -80,7 +92,9 @@ class Probe(anywidget.AnyWidget):
         """Another question about the same clip. What is switched off stays off."""
         if not isinstance(question, str) or not question.strip():
             raise VltError("the question is empty")
-        self._start(2, "answering", lambda job: self._ask(job, self.run.clip, question.strip()))
+        with self._lock:
+            self._asked = question.strip()
+            self._start(2, "answering", lambda job: self._ask(job, self.run.clip, question.strip()))
 
     def switch(
         self,
@@ -93,30 +107,12 @@ class Probe(anywidget.AnyWidget):
         """Switches branches and frame positions on or off; frames_off, segments_off: the numbers of those that are blank, or
         silent. What is not given stays as it is. The answer without what is off stands beside the first one."""
         with self._lock:
-            switches = self._switches(video, audio, positions, frames_off, segments_off)
+            told: dict[str, Any] = {"video": video, "audio": audio, "positions": positions}
+            told |= {"frames_off": frames_off, "segments_off": segments_off}
+            on = switches.changed(self.run, self.view["switches"], **told)
             self.edited = None
-            self.view = {**self.view, "switches": switches, **_NOTHING}
+            self.view = {**self.view, "switches": on, **_NOTHING}
             self._start(1, "answering again", self._switch)
-
-    def _switches(
-        self,
-        video: bool | None,
-        audio: bool | None,
-        positions: bool | None,
-        frames_off: Sequence[int] | None,
-        segments_off: Sequence[int] | None,
-    ) -> dict[str, Any]:
-        switches = dict(self.view["switches"])
-        for name, value in {"video": video, "audio": audio, "positions": positions}.items():
-            if value is not None:
-                check_type(value, bool, f"the switch {name}")
-                if (branch := "video" if name == "positions" else name) not in self.run.setting.branches:
-                    raise VltError(f"{name}: this run has no {branch}; it has {', '.join(self.run.setting.branches)}")
-                switches[name] = value
-        for name, off in {"frames_off": frames_off, "segments_off": segments_off}.items():
-            if off is not None:
-                switches[name] = self._numbers(name, off)
-        return switches
 
     def explain(self, word: int | str, method: str | None = None, edited: bool = False) -> None:
         """Heat for a word of the answer, by its number or text; edited: of the answer without what is off."""
@@ -132,14 +128,20 @@ class Probe(anywidget.AnyWidget):
             what = f"looking for what said {run.answer.tokens[number].strip()!r}"
             self._start(0, what, lambda job: self._explain(job, run, told))
 
-    def load_clip(self, path: str | Path) -> None:
-        """Another clip, and the same question about it."""
-        self._start(3, "opening the clip", lambda job: self._ask(job, Clip(path), self.run.question))
+    def load_clip(self, path: str | Path, question: str = "") -> None:
+        """Another clip, and a question about it, by default the same."""
+        self._open(Path(path), question)
+
+    def _open(self, path: Path, question: str, name: str = "") -> None:
+        """name: of a file from the browser, which is kept under another."""
+        with self._lock:
+            asked, wanted = self._asked, question.strip() or self._asked
+            self._start(3, "opening the clip", lambda job: self._opened(job, path, wanted, asked, name))
 
     def cancel(self) -> None:
         """Ends what runs, or waits, at its next step; what was to be seen before is seen again."""
-        if self._receiving:
-            self._receiving = 0
+        if self._uploads.number is not None:
+            self._uploads.cancel()
             self.status = {**_idle(), "error": "stopped"}
         for job in list(self._jobs):
             job.stopped = True
@@ -165,9 +167,7 @@ class Probe(anywidget.AnyWidget):
 
     def close(self) -> None:
         self.cancel()
-        if self._uploads is not None:
-            self._uploads.cleanup()
-            self._uploads = None
+        self._uploads.close()
         super().close()
 
     # ------------------------------------------------------------------ from the browser
@@ -176,45 +176,47 @@ class Probe(anywidget.AnyWidget):
         known: dict[str, Callable[..., None]] = {
             "ask": self.ask,
             "switch": self.switch,
+            "turn": self._turn,
             "explain": self.explain,
             "load_clip": self.load_clip,
             "cancel": self.cancel,
             "upload": lambda **told: self._upload(buffers, **told),
         }
         kind, told = message.get("kind"), {k: v for k, v in message.items() if k != "kind"}
+        if self.status["error"]:  # of the same error once more nobody would hear
+            self.status = {**self.status, "error": ""}
         try:
             if kind not in known:
                 raise VltError(f"the panel knows no {kind!r}")
             known[kind](**told)
         except (VltError, TypeError) as e:
-            self.status = {**self.status, "error": str(e)}
+            with self._lock:
+                self.status = {**self.status, "error": str(e)}
 
-    def _upload(self, buffers: list[Any], number: int, name: str, at: int, total: int) -> None:
-        """A piece of a file from the browser. It is kept under a name of ours, in a folder that goes with the panel. number:
-        of the upload; a new one takes the place of one under way."""
-        if total > UPLOADED:
-            raise VltError(f"{name}: {total / 2**20:,.0f} MiB; a file from the browser has {UPLOADED / 2**20:,.0f} at most")
-        if at == 0:
-            self._receiving = number
-        elif number != self._receiving:  # it was cancelled, or another has taken its place
-            return
-        suffix = "".join(c for c in PurePath(name).suffix.lower() if c.isalnum())[:8]
-        if self._uploads is None:
-            self._uploads = tempfile.TemporaryDirectory(prefix="vlt")
-        path = Path(self._uploads.name) / f"upload.{suffix}"
+    def _turn(self, name: str, number: int, on: bool) -> None:
+        """One frame or segment; what others are is known here, and in the browser perhaps not yet."""
+        if name not in ("frames_off", "segments_off"):
+            raise VltError(f"the panel has no {name!r}")
+        with self._lock:
+            others = set(self.view["switches"][name]) - {number}
+            off: Any = sorted(others if on else others | {number})
+            self.switch(**{name: off})
+
+    def _upload(self, buffers: list[Any], number: int, name: str, at: int, total: int, question: str = "") -> None:
+        """A piece of a file from the browser; see `Uploads`."""
         piece = bytes(buffers[0]) if buffers else b""
-        there = path.stat().st_size if path.exists() and at else 0
-        if at != there or at + len(piece) > total:
-            raise VltError(f"{name}: pieces came in another order; try again")
-        with path.open("ab" if at else "wb") as file:
-            file.write(piece)
-        if at + len(piece) < total:
+        try:
+            whole = self._uploads.take(piece, number, name, at, total)
+        except (VltError, TypeError):
+            self.received = [number, -1]
+            with self._lock:
+                self.status = self.status if self._jobs else _idle()
+            raise
+        self.received = [number, at + len(piece)]
+        if whole is not None:
+            self._open(whole, question, PurePath(name).name)
+        elif self._uploads.number == number:
             self.status = {**_idle(), "busy": True, "what": "receiving the clip", "done": (at + len(piece)) / max(total, 1)}
-            return
-        self._receiving = 0
-        whole = path.with_name(f"{time.time_ns()}.{suffix}")  # the clip before stays readable
-        path.rename(whole)
-        self._start(3, "opening the clip", lambda job: self._uploaded(job, whole, PurePath(name).name))
 
     # ------------------------------------------------------------------ in the thread
 
@@ -223,8 +225,9 @@ class Probe(anywidget.AnyWidget):
         now, and the rest is done before."""
 
         def begun(job: Job) -> None:
-            self.status = {**_idle(), "busy": True, "what": what}
-            work(job)
+            with turn(job, lambda: self._says("waiting for another panel")):
+                self._says(what)
+                work(job)
 
         with self._lock:
             for older in self._jobs:
@@ -234,32 +237,36 @@ class Probe(anywidget.AnyWidget):
             self.status = {**self.status, "busy": True, "what": self.status["what"] or what, "error": ""}
             job.thread.start()
 
+    def _says(self, what: str) -> None:
+        self.status = {**_idle(), "busy": True, "what": what}
+
     def _ended(self, job: Job, error: str) -> None:
         with self._lock:
             self._jobs.remove(job)
-            if not error and not job.stopped:
-                self._settled = (self.edited, self.view)
-            elif error != "stopped":
+            if error not in ("", "stopped"):
                 self._error = error
+                if job.rank == 1 and all(other.rank != 1 for other in self._jobs):  # what others find is not without it
+                    self.edited, before = self._settled
+                    self.view = {**self.view, **{name: before[name] for name in ("switches", "edited", "edits")}}
             if self._jobs:  # those have their own status
                 return
             if error:
                 self.edited, self.view = self._settled
+            self._asked = self.run.question
             self.status, self._error = {**_idle(), "error": self._error or error}, ""
 
-    def _uploaded(self, job: Job, path: Path, name: str) -> None:
-        """Opens a file from the browser."""
+    def _opened(self, job: Job, path: Path, question: str, asked: str, name: str) -> None:
+        """asked: what somebody waits for an answer to, where there is no such clip."""
         try:
-            self._ask(job, Clip(path), self.run.question, name)
+            clip = Clip(path)
+            self._ask(job, clip, question, name)
         except VltError as e:
-            raise VltError(str(e).replace(str(path), name)) from e
+            if asked != self.run.question:
+                self._ask(job, self.run.clip, asked)
+            raise VltError(str(e).replace(str(path), name)) if name else e from None
         finally:
-            self._drop(path)
-
-    def _drop(self, path: Path) -> None:
-        """A file from the browser that is not shown, or not any more."""
-        if self._uploads is not None and path.parent == Path(self._uploads.name) and path != self.run.clip.path:
-            path.unlink(missing_ok=True)
+            if path != self.run.clip.path:
+                self._uploads.drop(path)
 
     def _ask(self, job: Job, clip: Clip, question: str, name: str = "") -> None:
         job.check()
@@ -274,21 +281,22 @@ class Probe(anywidget.AnyWidget):
         before = self.run.clip.path
         with self._lock, self.hold_sync():
             job.check()
+            self._settled = (edited, {**view, "method": self.view["method"]})
             if same and view["switches"] != self.view["switches"]:  # meanwhile; a job for that waits
                 edited, view = None, {**view, "switches": self.view["switches"], **_NOTHING}
             self.run, self.edited = run, edited
             if not same:
                 self._show(run, name)
             self.view = {**view, "method": self.view["method"]}
-            self._settled = (self.edited, self.view)
-        self._drop(before)
+        if not same:
+            self._uploads.drop(before)
 
     def _options(self, clip: Clip) -> dict[str, Any]:
         """Those of the first clip, as far as this one has a use for them."""
         usable, options = self.model.usable(clip), dict(self.options)
         if options.get("branches") is not None:
             options["branches"] = [b for b in options["branches"] if b in usable] or None
-        if "video" not in usable:
+        if "video" not in usable or clip.kind == "image":
             options.pop("n_frames", None)
         if "audio" not in usable:
             options.pop("coverage", None)
@@ -300,30 +308,21 @@ class Probe(anywidget.AnyWidget):
         with self._lock:
             job.check()
             self.edited, self.view = edited, {**self.view, **_NOTHING, **told}
+            self._settled = (self.edited, self.view)
 
     def _without(self, job: Job, run: Trace, view: dict[str, Any]) -> tuple[Trace | None, dict[str, Any]]:
         """The run without what is off, and what is to be seen of it."""
-        off = self._edits(run, view["switches"])
+        off = switches.as_edits(run, view["switches"])
         if not off:
             return None, {}
         again = run.edited(off)
         said = self._said(job, again)
         again.check_fired()
-        with interruptible(job, self.model):
-            change = again.score(run.answer.text) - view["answer"]["logp"]
+        with interruptible(job, self.model), torch.no_grad():
+            (log, _), *_ = language.score([Row(again, run.answer.ids)])  # as it was said, also where it was cut off
+            change = float(log.sum()) - view["answer"]["logp"]
         job.check()
         return again, {"edited": {**said, "change": change}, "edits": json.loads(edits.dumps(off))}
-
-    def _edits(self, run: Trace, switches: dict[str, Any]) -> list[edits.Edit]:
-        """What the switches stand for."""
-        there = run.setting.branches
-        off = [edits.without(branch) for branch in there if not switches[branch]]
-        if "video" in there and switches["video"]:
-            off += [edits.zero("frame_position")] if not switches["positions"] else []
-            off += [edits.blank(frame=switches["frames_off"])] if switches["frames_off"] else []
-        if "audio" in there and switches["audio"] and switches["segments_off"]:
-            off.append(edits.mute(segment=switches["segments_off"]))
-        return off
 
     def _explain(self, job: Job, run: Trace, told: dict[str, Any]) -> None:
         job.check()
@@ -339,6 +338,7 @@ class Probe(anywidget.AnyWidget):
         with self._lock:
             job.check()
             self.view = {**self.view, **told, "heat": heat}
+            self._settled = (self.edited, self.view)
 
     def _said(self, job: Job, run: Trace) -> dict[str, Any]:
         """The answer of a run; it appears word by word, as it comes."""
@@ -369,16 +369,7 @@ class Probe(anywidget.AnyWidget):
             self.shown = {**pictures.shown(run), "media": kind, **({"name": name} if name else {})}
 
     def _fresh(self, question: str, said: dict[str, Any]) -> dict[str, Any]:
-        switches = {"video": True, "audio": True, "positions": True, "frames_off": [], "segments_off": []}
-        return {"question": question, "answer": said, "switches": switches, **_NOTHING}
-
-    def _numbers(self, name: str, numbers: Sequence[int]) -> list[int]:
-        sound = self.shown["sound"]
-        count = len(self.shown["frames"]) if name == "frames_off" else len(sound["segments"]) if sound else 0
-        for number in numbers:
-            if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number < count:
-                raise VltError(f"{name}: {number!r}; this clip has {count}, numbered from 0")
-        return sorted(set(numbers))
+        return {"question": question, "answer": said, "switches": switches.ALL_ON, **_NOTHING}
 
 
 def _idle() -> dict[str, Any]:

@@ -12,7 +12,8 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from vlt.errors import VltError, nearest, write_whole
-from vlt.panel import pictures
+from vlt.panel import pictures, switches
+from vlt.probe import edits
 from vlt.probe import sweep as sweeping
 from vlt.probe.trace import Trace
 
@@ -87,6 +88,7 @@ def save_html(
 
 def page(run: Trace, methods: Sequence[str] = METHODS, sweep: bool = True, progress: bool = True) -> str:
     """The HTML that `save_html` writes."""
+    swept = _swept(run, progress) if sweep else []
     said = pictures.said(run)
     words = [i for i, token in enumerate(said["tokens"]) if any(c.isalnum() for c in token["text"])]
     heats = {}
@@ -101,26 +103,25 @@ def page(run: Trace, methods: Sequence[str] = METHODS, sweep: bool = True, progr
     ]
     data, kind = pictures.media(run.clip.path, PLAYED)
     media = f"data:{kind};base64,{base64.b64encode(data).decode()}" if data else ""
-    switches = {"video": True, "audio": True, "positions": True, "frames_off": [], "segments_off": []}
     least = min(words, key=lambda i: said["tokens"][i]["p"], default=None)  # what the model was least sure of comes first
     first = None if least is None else {"number": least, "edited": False}
     view: dict[str, Any] = {
         "question": run.question,
         "answer": said,
         "edited": None,
-        "switches": switches,
-        "edits": [],
+        "switches": switches.ALL_ON,
+        "edits": _as_json(run),
         "word": first,
     }
     told: dict[str, Any] = {
         "shown": {**pictures.shown(run), "methods": list(methods), "media": kind},
         "view": {**view, "method": methods[0], "heat": heats.get(f"{least} {methods[0]}")},
         "status": {"busy": False, "what": "", "done": None, "said": "", "error": ""},
-        "page": {"heats": heats, "stages": stages, "sweep": _swept(run, progress) if sweep else [], "media": media},
+        "page": {"heats": heats, "stages": stages, "sweep": swept, "media": media, "edits": [str(edit) for edit in run.edits]},
     }
     return _PAGE.format(
         policy=_POLICY,
-        title=html.escape(f"{run.clip.path.name}: {run.question}"),
+        title=html.escape(f"{pictures.name_of(run.clip.path)}: {run.question}"),
         answer=html.escape(run.answer.text),
         style=(HERE / "front.css").read_text(encoding="utf-8"),
         script=(HERE / "front.js").read_text(encoding="utf-8"),
@@ -129,7 +130,16 @@ def page(run: Trace, methods: Sequence[str] = METHODS, sweep: bool = True, progr
     )
 
 
+def _as_json(run: Trace) -> list[Any]:
+    """The edits in force; as text where they cannot be saved."""
+    try:
+        return list(json.loads(edits.dumps(run.edits)))
+    except VltError:
+        return [str(edit) for edit in run.edits]
+
+
 def _swept(run: Trace, progress: bool) -> list[dict[str, Any]]:
-    table = sweeping.sweep(run, sweeping.possible(run), progress=progress)
+    variants = sweeping.possible(run)
+    table = sweeping.sweep(run, variants, progress=progress)
     rows = table[["answer", "same", "logprob", "change"]].reset_index(names="name").to_dict("records")
-    return [{str(key): value for key, value in row.items()} for row in rows]
+    return [{"edit": str(variants.get(row["name"], "")), **{str(key): value for key, value in row.items()}} for row in rows]

@@ -44,10 +44,12 @@ def _ahead(rows: int, columns: int, device: torch.device) -> Float[Tensor, "row 
 class Call:
     """One attention, as it happens. query [b, head, row, width], key and value [b, head, column, width].
 
-    mask: what may be looked at, in the form that transformers gave it (bool, or numbers to add, or None).
+    mask: what may be looked at, as `sdpa_mask` gives it (bool, or None). Raises `VltError` for a mask of numbers to add.
     """
 
     def __init__(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float):
+        if mask is not None and mask.dtype != torch.bool:
+            raise VltError(f"an attention mask of a watched model is bool (True: may be looked at); got {mask.dtype}")
         groups = getattr(module, "num_key_value_groups", 1)
         self.query, self.key, self.value = query, repeat_kv(key, groups), repeat_kv(value, groups)
         self.mask, self.scaling = mask, scaling
@@ -60,8 +62,7 @@ class Call:
     def allowed(self, rows: Tensor | slice = slice(None)) -> Bool[Tensor, "b|1 1 row column"] | None:
         """Which columns the rows may look at; None where all."""
         if self.mask is not None:
-            mask = self.mask[:, :, rows]
-            return mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
+            return self.mask[:, :, rows]
         if not self.causal:
             return None
         places = torch.arange(self.query.shape[2], device=self.query.device)[rows]
@@ -84,8 +85,6 @@ class Call:
         scores = scores * self.scaling
         allowed = self.allowed(rows)
         assert allowed is not None
-        if self.mask.dtype != torch.bool:
-            scores = scores + self.mask[:, :, rows].float()
         scores = scores.masked_fill(~allowed, torch.finfo(torch.float32).min)
         return scores.softmax(dim=-1) * allowed.any(-1, keepdim=True)
 
@@ -95,14 +94,14 @@ class Call:
         b, n, m = self.query.shape[0], self.query.shape[2], self.key.shape[2]
         allowed = self.allowed()
         if not self.cuts:
-            none = torch.ones(b, 1, n, m, dtype=torch.bool, device=edges.device)
-            self.mask = (none if allowed is None else allowed if self.mask is None else self.mask).expand(b, 1, n, m).clone()
+            every = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=edges.device)
+            self.mask = (every if allowed is None else allowed).expand(b, 1, n, m).clone()
             self.causal = False
         self.cuts += 1
         assert self.mask is not None
         mask = self.mask[part]
-        before = torch.ones_like(mask, dtype=torch.bool) if allowed is None else allowed.expand(b, 1, n, m)[part].clone()
-        mask.masked_fill_(edges, False if mask.dtype == torch.bool else float("-inf"))
+        before = mask.clone()
+        mask.masked_fill_(edges, False)
         blind = before.any(-1) & ~(before & ~edges).any(-1)
         return int((before & edges).sum()), bool(blind.any())
 

@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 
 from vlt.errors import VltError, check_type, texts
 from vlt.inputs.clip import Clip
+from vlt.model import stages
 from vlt.model.answer import Answer
 from vlt.probe import edits, language
 from vlt.probe.edits import Edit, as_list
@@ -60,10 +61,12 @@ def possible(run: Trace) -> dict[str, Edit]:
         if edit.kind == "reorder" and frames < 2:
             continue
         try:
-            run.edited(edit)
+            (*_, applied) = run.edited(edit).applied
         except VltError:  # this run has no such branch
             continue
-        out[name] = edit
+        needed = {edit.options.get("branch"), *map(stages.branch, applied.stages & set(stages.STAGES))} - {None}
+        if needed <= set(run.prompt.branches):
+            out[name] = edit
     return out
 
 

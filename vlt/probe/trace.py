@@ -87,6 +87,7 @@ class Trace:
         self.sites: dict[str, Site] = sites(model) if parent is None else parent.sites
         self.sources: dict[Any, Trace] = {} if parent is None else parent.sources
         self.applied = [Applied(edit, self.sites) for edit in self.edits]
+        self._known = 0  # edits that were in force, and fired, before the others came
         for applied in self.applied:
             self._check_there(applied)
             if applied.edit.kind == "ask":
@@ -334,7 +335,9 @@ class Trace:
         if not (new := as_list(edits)):
             raise VltError("no edit was given")
         root = self.parent or self
-        return Trace(self.model, self.setting, root.question, root.given, answer, root, [*self.edits, *new])
+        other = Trace(self.model, self.setting, root.question, root.given, answer, root, [*self.edits, *new])
+        other._known = len(self.edits) if not self._idle() else self._known
+        return other
 
     def again(self, given: Mapping[str, Tensor]) -> Trace:
         """The same run, edits and answer, with nothing computed yet, from these tensors: for gradients to reach them."""
@@ -352,8 +355,12 @@ class Trace:
         return {str(a.edit): count[str(a.edit)] for a in self.applied if a.stage != "prompt"}
 
     def check_fired(self) -> None:
-        if idle := [a.edit for a in self.applied if a.stage != "prompt" and not a.fired]:
+        """Raises `VltError` where a new edit did nothing; those before may be made pointless by it."""
+        if idle := self._idle():
             raise VltError(f"{idle[0]}: did nothing: is its branch in the prompt? does anyone look there (none looks ahead)?")
+
+    def _idle(self) -> list[Edit]:
+        return [a.edit for a in self.applied[self._known :] if a.stage != "prompt" and not a.fired]
 
     # ------------------------------------------------------------------ for the engine
 

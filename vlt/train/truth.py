@@ -9,7 +9,7 @@ import math
 import multiprocessing
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -199,7 +199,7 @@ def compare(
     if unknown := [way for way in ways if way not in WAYS]:
         raise VltError(f"no way {unknown[0]!r}; all: {'; '.join(WAYS)}")
     scenes = list(world.scenes(seed, clips, n_things=2, n_sounds=1))
-    rows: list[dict[str, Any]] = []
+    rows: dict[int, list[dict[str, Any]]] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for i, made in enumerate(scenes):
@@ -207,21 +207,24 @@ def compare(
         work = partial(_explained, scenes=scenes, folder=folder, ways=tuple(ways or WAYS), controls=controls)
         found = _each(model, work, len(scenes), processes)
         with contextlib.suppress(KeyboardInterrupt):  # what is done by then is told: the table says of how many maps
-            for some in tqdm(found, total=len(scenes), desc="explaining", disable=quiet, unit="clip"):
-                rows += some
-    if not rows:
+            for i, some in tqdm(found, total=len(scenes), desc="explaining", disable=quiet, unit="clip"):
+                rows[i] = some
+    if not any(rows.values()):
         raise VltError("no question was answered rightly: there is nothing to explain")
-    return _table(pd.DataFrame(rows))
+    return _table(pd.DataFrame([row for _, some in sorted(rows.items()) for row in some]))
 
 
-def _each(model: VideoLlama, work: Callable[..., Any], count: int, processes: int) -> Iterator[list[dict[str, Any]]]:
-    """work(model, i) for every i, in their order."""
+def _each(
+    model: VideoLlama, work: Callable[..., Any], count: int, processes: int
+) -> Iterator[tuple[int, list[dict[str, Any]]]]:
+    """i and work(model, i) for every i, as they come."""
     if processes == 1:
-        yield from (work(model, i) for i in range(count))
+        yield from ((i, work(model, i)) for i in range(count))
         return
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, mp_context=spawn, initializer=_begin, initargs=(model,)) as pool:
-        yield from pool.map(partial(_in_process, work), range(count))
+        of = {pool.submit(_in_process, work, i): i for i in range(count)}
+        yield from ((of[done], done.result()) for done in as_completed(of))
 
 
 _given: dict[str, VideoLlama] = {}  # to a process of its own, once
