@@ -1,0 +1,352 @@
+"""The front end alone, in a browser, before a model of numbers made up here that notes what it is sent."""
+
+from __future__ import annotations
+
+import base64
+import copy
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.panel.conftest import Page
+from vlt.panel.probe import HERE
+from vlt.panel.switches import ALL_ON
+
+COLOURS = [(200, 30, 30), (30, 160, 30), (30, 30, 200), (200, 200, 30)]
+
+PAGE = """<!doctype html><html><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<style>:root {{ color-scheme: light dark }} body {{ margin: 0 }} {style}</style></head><body><div id="probe"></div>
+<script type="module">
+{script}
+window.all = {data};
+window.sent = [];
+const listeners = {{}};
+const model = {{
+  get: (name) => all[name],
+  on: (name, then) => (listeners[name] = then),
+  off: () => 0,
+  send: (told) => {{ if (window.gone) throw Error("gone"); sent.push(told); }},
+}};
+window.put = (told) => {{
+  Object.assign(all, told);
+  for (const name of Object.keys(told)) listeners[`change:${{name}}`]?.();
+}};
+render({{ model, el: document.getElementById("probe") }});
+</script></body></html>"""
+
+
+def picture(pixels: np.ndarray) -> str:
+    out = io.BytesIO()
+    Image.fromarray(pixels.astype(np.uint8)).save(out, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(out.getvalue()).decode()}"
+
+
+def made_up() -> dict[str, Any]:
+    frames = [
+        {"image": picture(np.full((8, 8, 3), colour)), "seconds": 2.0 * i, "number": i} for i, colour in enumerate(COLOURS)
+    ]
+    sound = {
+        "image": picture(np.full((16, 40), 120)),
+        "segments": [{"start": 2.0 * i, "end": 2.0 * i + 2} for i in range(4)],
+        "ticks": [{"place": 0.2, "text": "0.5 kHz"}, {"place": 0.9, "text": "5 kHz"}],
+    }
+    words = [("I", 0.99), (" hear", 0.5), (" a", 0.9), (" bell", 0.97)]
+    said = {"text": "I hear a bell", "logp": -0.15, "tokens": [{"text": text, "p": p} for text, p in words]}
+    return {
+        "shown": {
+            "name": "a.mp4", "kind": "video", "seconds": 8.0, "frames": frames, "sound": sound, "note": "", "media": "",
+            "methods": ["saliency", "integrated_gradients"], "offset": 0.0,
+        },
+        "view": {
+            "question": "What do you hear?", "answer": said, "edited": None, "edits": [], "switches": copy.deepcopy(ALL_ON),
+            "word": None, "heat": None, "method": "saliency",
+        },
+        "status": {"busy": False, "what": "", "done": None, "said": "", "error": ""},
+        "media": None, "page": None, "received": [],
+    }  # fmt: skip
+
+
+def heat(**told: Any) -> dict[str, Any]:
+    frames, segments = np.zeros((4, 2, 2)), np.zeros((4, 2, 2))
+    frames[:, 0, 1], segments[:, 1, 0] = (1, -2, 3, 0.5), (4, 0, -1, 0.25)
+    return {
+        "method": "integrated_gradients", "word": "bell", "seconds": 1.2, "warnings": ["Spectrograms: -0.02: little."],
+        "one_scale": True, "signed": True, "frames": frames.tolist(), "frame_bars": frames.sum((1, 2)).tolist(),
+        "segments": segments.tolist(), "segment_bars": segments.sum((1, 2)).tolist(), **told,
+    }  # fmt: skip
+
+
+@pytest.fixture
+def show(page: Page, tmp_path: Path) -> Callable[..., Any]:
+    """Opens the front end with a view (and other things) that differs in some; Playwright's page."""
+
+    def show(shown: dict[str, Any] | None = None, page_held: Any = None, **view: Any) -> Any:
+        told = made_up()
+        told["shown"] |= shown or {}
+        told["view"] |= view
+        told["page"] = page_held
+        text = PAGE.format(
+            style=(HERE / "front.css").read_text(), script=(HERE / "front.js").read_text(), data=json.dumps(told)
+        )
+        (tmp_path / "x.html").write_text(text)
+        page.page.goto((tmp_path / "x.html").as_uri())
+        page.page.wait_for_function(
+            "[...document.querySelectorAll('.strip canvas')].every((c) => c.getContext('2d').getImageData(9, 9, 1, 1).data[3])"
+        )
+        return page.page
+
+    return show
+
+
+def pixel(canvas: Any, x: float, y: float) -> list[int]:
+    look = "(c, [x, y]) => [...c.getContext('2d').getImageData(x * c.width, y * c.height, 1, 1).data].slice(0, 3)"
+    return list(canvas.evaluate(look, [x, y]))
+
+
+EDITED = {
+    "text": "I hear a hum",
+    "logp": -0.3,
+    "tokens": [{"text": t, "p": 0.9} for t in ("I", " hear", " a", " hum")],
+    "change": -2.0,
+}
+
+
+def test_the_legend_says_what_the_colours_are(show: Callable[..., Any]) -> None:
+    at = show(heat=heat(), word={"number": 3, "edited": False})
+    text = at.locator(".legend").first.inner_text()
+    assert text.startswith(
+        "integrated gradients for “bell”: against"
+    ) and "for. In all 2.5 on frames, 3.3 on sound" in text.replace("\n", " ")
+    assert "drawn on one scale" in text and "⚠ Spectrograms: −0.02: little." in at.locator(".vlt").inner_text()
+    scale = at.locator(".scale").evaluate("node => getComputedStyle(node).backgroundImage")
+    assert scale.index("rgb(94, 60, 153)") < scale.index("rgb(230, 97, 1)")
+    at.evaluate(
+        "told => put({ view: { ...all.view, heat: told, word: { number: 3, edited: true } } })",
+        heat(signed=False, one_scale=False),
+    )
+    text = at.locator(".legend").first.inner_text()
+    assert (
+        "in the answer without what is off: little" in text and "much, for or against" in text and "cannot be compared" in text
+    )
+    scale = at.locator(".scale").evaluate("node => getComputedStyle(node).backgroundImage")
+    assert "rgb(94, 60, 153)" not in scale and scale.endswith("rgb(230, 97, 1))")
+
+
+def test_bars_and_what_is_read_aloud(show: Callable[..., Any]) -> None:
+    at = show(heat=heat(), word={"number": 3, "edited": False})
+    bars = at.locator(".bar").evaluate_all(
+        "all => all.map((bar) => [...bar.children].map((n) => [n.className, parseFloat(n.style.bottom), parseFloat(n.style.height)]))"
+    )
+    ground = 100 * 2 / 6  # of bars from -2 to 4
+    sizes = [1, -2, 3, 0.5, 4, 0, -1, 0.25]
+    for size, ((_, line, _), (sign, bottom, height)) in zip(sizes, bars, strict=True):
+        assert line == pytest.approx(ground, abs=0.01) and height == pytest.approx(max(100 * abs(size) / 6, 1), abs=0.01)
+        assert sign == ("against" if size < 0 else "")
+        assert (bottom if size >= 0 else bottom + height) == pytest.approx(ground, abs=0.01)
+    names = at.locator(".strip button").evaluate_all("all => all.map((button) => button.getAttribute('aria-label'))")
+    assert names == [f"frame {i} at {2 * i} s, heat {h}" for i, h in enumerate(("1", "−2", "3", "0.5"))]
+    assert (
+        at.locator(".spectrogram canvas").get_attribute("aria-label")
+        == "spectrogram, 4 segments; heat by segment: 4, 0, −1, 0.25"
+    )
+    low, high = (at.get_by_text(text, exact=True).bounding_box()["y"] for text in ("0.5 kHz", "5 kHz"))
+    assert low > high
+
+
+def test_frames_under_heat_can_still_be_told_apart(show: Callable[..., Any]) -> None:
+    """Paler, and not grey: what is red there stays redder than what is around it."""
+    at = show()
+    before = [pixel(canvas, 0.25, 0.75) for canvas in at.locator(".strip canvas").all()]
+    assert before == [list(colour) for colour in COLOURS]
+    at.evaluate("told => put({ view: { ...all.view, heat: told } })", heat())
+    pale = [pixel(canvas, 0.25, 0.75) for canvas in at.locator(".strip canvas").all()]
+    for colour, seen in zip(COLOURS, pale, strict=True):
+        assert int(np.argmax(seen)) == int(np.argmax(colour)) and 15 < max(seen) - min(seen) < max(colour) - min(colour)
+
+
+def test_what_is_off_looks_off(show: Callable[..., Any]) -> None:
+    at = show(switches={**ALL_ON, "frames_off": [1], "segments_off": [2]}, edited=EDITED)
+    off = at.locator(".cell").evaluate_all("all => all.map((cell) => cell.classList.contains('off'))")
+    assert off == [False, True, False, False, False, False, True, False]
+    sound = at.locator(".spectrogram canvas")
+    assert [pixel(sound, (i + 0.5) / 4, 0.5)[0] > 200 for i in range(4)] == [False, False, True, False]
+    assert "off: what is seen at 2 s, the sound of 4–6 s" in at.locator(".vlt").inner_text()
+    assert at.locator(".change").inner_text() == "log p of the first answer: −0.15 → −2.15 (change −2.00)"
+    assert at.get_by_label("frame 1 is seen").is_checked() is False and at.get_by_label("frame 2 is seen").is_checked()
+    at.evaluate("put({ view: { ...all.view, switches: { ...all.view.switches, video: false } } })")
+    assert at.get_by_label("frame positions").is_disabled() and at.get_by_label("frame 2 is seen").is_disabled()
+    assert at.get_by_label("segment 0 is heard").is_enabled()
+
+
+def test_words(show: Callable[..., Any]) -> None:
+    at = show(edited=EDITED, word={"number": 3, "edited": True}, heat=heat())
+    first, second = at.get_by_role("group", name="Answer"), at.get_by_role("group", name="Without what is off")
+    assert [word.get_attribute("class") for word in first.get_by_role("button").all()] == ["", "unsure", "", ""]
+    pressed = [word.get_attribute("aria-pressed") for word in at.locator(".words button").all()]
+    assert pressed == ["false"] * 7 + ["true"]
+    first.get_by_role("button", name="bell").click()
+    second.get_by_role("button", name="hear").click()
+    sent = at.evaluate("sent")
+    assert sent == [{"kind": "explain", "word": w, "edited": e, "method": "saliency"} for w, e in ((3, False), (1, True))]
+    assert "Answer to “What do you hear?”" in at.locator(".answer").inner_text()
+
+
+def test_the_frame_of_the_moment_and_the_playhead(show: Callable[..., Any]) -> None:
+    at = show()
+
+    def marked() -> list[bool]:
+        return [button.get_attribute("aria-pressed") == "true" for button in at.locator(".strip button").all()]
+
+    def left() -> float:
+        return float(at.locator(".playhead").evaluate("node => parseFloat(node.style.left)"))
+
+    for i in (2, 0, 3):
+        at.locator(".strip button").nth(i).click()
+        assert marked() == [j == i for j in range(4)] and left() == pytest.approx(25 * i)
+    # segments that overlap: the one in whose middle it is. At 4 s, those of 2 to 5 and of 3 to 6 are as near; 2.1 to 5.1 nearer
+    spans = [{"start": s, "end": s + 3} for s in (0.0, 2.4, 3.9, 7.0)]
+    at.evaluate("told => put({ shown: { ...all.shown, sound: { ...all.shown.sound, segments: told } } })", spans)
+    assert "they overlap" in at.locator(".vlt").inner_text()
+    at.locator(".strip button").nth(2).click()
+    assert left() == pytest.approx(100 * (1 + 1.6 / 3) / 4)
+
+
+def test_pictures_that_begin_later_than_their_sound(show: Callable[..., Any]) -> None:
+    """The player's clock is ahead of the frames' by that."""
+    silence = base64.b64encode(_wav(8)).decode()
+    at = show(
+        shown={"media": "audio/wav", "offset": 1.5},
+        page_held={"media": f"data:audio/wav;base64,{silence}", "edits": ["mute('spectrograms')"], "stages": [], "sweep": []},
+    )
+    assert "The run was edited: mute('spectrograms')" in at.locator(".vlt").inner_text()
+    at.wait_for_function("document.querySelector('audio').readyState >= 1")
+    at.locator(".strip button").nth(2).click()
+    at.wait_for_function("document.querySelector('audio').currentTime === 5.5")
+    at.wait_for_timeout(300)  # the player says where it is
+    assert at.locator(".strip button").nth(2).get_attribute("aria-pressed") == "true"
+    assert at.locator(".playhead").evaluate("node => parseFloat(node.style.left)") == pytest.approx(50, abs=0.5)
+
+
+def _wav(seconds: int) -> bytes:
+    rate = 8000
+    data = b"\x80" * (rate * seconds)
+    head = b"RIFF" + (36 + len(data)).to_bytes(4, "little") + b"WAVEfmt " + (16).to_bytes(4, "little")
+    head += b"".join(n.to_bytes(size, "little") for n, size in ((1, 2), (1, 2), (rate, 4), (rate, 4), (1, 2), (8, 2)))
+    return head + b"data" + len(data).to_bytes(4, "little") + data
+
+
+def test_the_picture_has_what_is_seen(show: Callable[..., Any]) -> None:
+    at = show(
+        switches={**ALL_ON, "frames_off": [3]},
+        edited=EDITED,
+        heat=heat(frames=None, frame_bars=None),
+        word={"number": 3, "edited": True},
+    )
+    at.evaluate("""() => {
+        window.texts = [];
+        const own = CanvasRenderingContext2D.prototype.fillText;
+        CanvasRenderingContext2D.prototype.fillText = function (text, ...at) { texts.push(text); return own.call(this, text, ...at); };
+    }""")
+    with at.expect_download() as got:
+        at.get_by_role("button", name="Save as PNG").click()
+    drawn = np.asarray(Image.open(got.value.path()).convert("RGB")).astype(int)
+    said = " ".join(at.evaluate("texts"))
+    assert "a.mp4: What do you hear?" in said and "I hear a bell" in said
+    assert "without what is seen at 6 s: I hear a hum (log p of the first answer: change −2.00)" in said
+    assert (
+        "integrated gradients for “bell”, in the answer without what is off" in said
+        and "⚠ Spectrograms: −0.02: little." in said
+    )
+    for i, colour in enumerate(COLOURS):
+        pale = [255 - (255 - c) / 4 for c in colour] if i == 3 else colour
+        found = (np.abs(drawn - np.array(pale)).max(2) < 4).nonzero()
+        assert len(found[0]) > 20_000 and abs(found[1].mean() - (10 + 80 + 166 * i)) < 20  # a square of its own
+
+
+def test_another_clip_leaves_what_somebody_does(show: Callable[..., Any]) -> None:
+    at = show()
+    at.get_by_label("question", exact=True).fill("What is lo")
+    at.get_by_label("method of explanation").select_option("integrated_gradients")
+    at.get_by_label("path of another clip").fill("/b.mp4")
+    at.get_by_role("button", name="Open").focus()
+    at.keyboard.press("Enter")
+    assert at.evaluate("sent") == [{"kind": "load_clip", "path": "/b.mp4", "question": "What is lo"}]
+    at.evaluate("put({ shown: { ...all.shown, name: 'b.mp4' }, view: { ...all.view } })")
+    assert "b.mp4" in at.locator(".name").inner_text() and at.get_by_label("question", exact=True).input_value() == "What is lo"
+    assert at.get_by_label("method of explanation").input_value() == "integrated_gradients"
+    assert at.evaluate("document.activeElement.textContent") == "Open"
+
+
+def test_clicks_are_sent_one_by_one(show: Callable[..., Any]) -> None:
+    at = show()
+    for name in ("frame 1 is seen", "frame 2 is seen", "segment 3 is heard"):
+        at.get_by_label(name).click()
+    told = [("frames_off", 1), ("frames_off", 2), ("segments_off", 3)]
+    assert at.evaluate("sent") == [{"kind": "turn", "name": name, "number": i, "on": False} for name, i in told]
+    at.evaluate("window.gone = true")
+    at.get_by_role("group", name="switches").get_by_label("video").click()
+    assert "kernel does not answer" in at.get_by_role("alert").inner_text()
+    assert at.get_by_role("group", name="switches").get_by_label("video").is_checked()  # nothing was switched
+
+
+def test_nothing_moves_while_work_begins_and_ends(show: Callable[..., Any]) -> None:
+    at = show()
+
+    def places() -> list[float]:
+        return [
+            at.locator(what).first.bounding_box()["y"] for what in (".answer .words button", ".strip canvas", ".spectrogram")
+        ]
+
+    before = places()
+    at.evaluate("put({ status: { ...all.status, busy: true, what: 'looking for what said', done: 0.5 } })")
+    assert at.get_by_role("button", name="Cancel").is_visible() and places() == before
+    at.evaluate("put({ status: { ...all.status, busy: false, what: '' } })")
+    assert not at.get_by_role("button", name="Cancel").is_visible() and places() == before
+
+
+UPLOAD = """async ([size, refused]) => {
+    const input = document.querySelector("input[type=file]"), file = new File(["x"], "x.mp4");
+    Object.defineProperty(file, "size", { value: size });
+    file.slice = () => ({ arrayBuffer: async () => new ArrayBuffer(0) });
+    Object.defineProperty(input, "files", { value: [file] });
+    input.dispatchEvent(new Event("change"));
+    await new Promise((then) => setTimeout(then, 300));
+    const first = sent.length;
+    if (first) put({ received: [sent[0].number, refused ? -1 : 3 * 2 ** 20] });
+    await new Promise((then) => setTimeout(then, 300));
+    return [first, sent.length];
+}"""
+
+
+@pytest.mark.parametrize(
+    ("size", "refused", "expected"),
+    [(2**29 + 1, False, (0, 0)), (2**28, True, (5, 5)), (2**28, False, (5, 8)), (2**21, False, (2, 2))],
+    ids=["too large", "refused", "taken slowly", "small"],
+)
+def test_a_file_is_sent_as_it_is_taken(show: Callable[..., Any], size: int, refused: bool, expected: tuple[int, int]) -> None:
+    at = show()
+    assert tuple(at.evaluate(UPLOAD, [size, refused])) == expected
+    assert ("512 at most" in at.get_by_role("alert").inner_text()) is (expected == (0, 0))
+
+
+@pytest.mark.parametrize("width", [320, 420, 560, 640, 760, 900])
+def test_labels_do_not_overlap(show: Callable[..., Any], page: Page, width: int) -> None:
+    shown = made_up()["shown"]
+    spans = [{"start": 72.5 * i, "end": 72.5 * i + 2} for i in range(8)]
+    at = show(shown={"sound": {**shown["sound"], "segments": spans}, "frames": shown["frames"] * 2}, edited=EDITED)
+    assert not page.wider_than(width)
+    boxes = at.locator(".cell label").evaluate_all("all => all.map((label) => label.getBoundingClientRect().toJSON())")
+    for a, b in ((a, b) for i, a in enumerate(boxes) for b in boxes[i + 1 :]):
+        apart = (
+            a["right"] <= b["left"] + 1
+            or b["right"] <= a["left"] + 1
+            or a["bottom"] <= b["top"] + 1
+            or b["bottom"] <= a["top"] + 1
+        )
+        assert apart, (width, a, b)
