@@ -38,20 +38,25 @@ def page(notebook: NotebookNode) -> str:
     """As HTML that asks for nothing from elsewhere: without the widgets' handles, which need their kernel."""
     notebook.metadata.pop("widgets", None)
     notebook.metadata["title"] = title(notebook)
+    moves: set[str] = set()  # cells whose pictures a reader of the notebook can change
     for cell in notebook.cells:
         if cell.cell_type == "code":
-            cell.outputs = [out for out in cell.outputs if VIEW not in out.get("data", {})]
+            shown = [out for out in cell.outputs if VIEW not in out.get("data", {})]
+            moves |= {cell.id} if len(shown) < len(cell.outputs) else set()
+            cell.outputs = shown
+    notebook.cells = [part for cell in notebook.cells for part in (cell, *_still(cell, moves))]
     from_elsewhere = ("mathjax", "require_js", "jquery", "mermaid_js", "mermaid_layout_elk_js")
     exporter = HTMLExporter(**{f"{name}_url": "" for name in from_elsewhere})
     soup = BeautifulSoup(exporter.from_notebook_node(notebook)[0], "html.parser")
     soup.head.append(BeautifulSoup(f"<style>{STYLE}</style>", "html.parser"))
     # The template is told what figures show, and does not tell it.
-    said = {
-        _bare(out["data"][PNG]): out.get("metadata", {}).get(PNG, {}).get("alt") or _labels(cell)
-        for cell in notebook.cells
-        for out in cell.get("outputs", [])
-        if PNG in out.get("data", {})
-    }
+    said, text = {}, ""
+    for cell in notebook.cells:
+        text = cell.source if cell.cell_type == "markdown" else text
+        for out in cell.get("outputs", []):
+            if PNG in out.get("data", {}):
+                told = out.get("metadata", {}).get(PNG, {}).get("alt")
+                said[_bare(out["data"][PNG])] = told or _labels(cell, text)
     for image in soup.select("img[src]"):
         image["alt"] = said.get(_bare(image["src"].partition(",")[2]), image["alt"])
     return str(soup)
@@ -62,10 +67,17 @@ def title(notebook: NotebookNode) -> str:
     return notebook.cells[0].source.removeprefix("# ").split("\n")[0].replace("*", "")
 
 
-def _labels(cell: NotebookNode) -> str:
-    """What a picture that a lesson draws by hand says of itself."""
+def _still(cell: NotebookNode, moves: set[str]) -> list[NotebookNode]:
+    note = "*On this page it stands still; in the notebook it follows what you choose.*"
+    return [nbformat.v4.new_markdown_cell(note)] if cell.id in moves else []
+
+
+def _labels(cell: NotebookNode, text: str) -> str:
+    """What a picture that a lesson draws by hand says of itself: its titles and labels, or what the text before it ends with."""
     found = re.findall(r'(?:title|label)\(\s*f?"([^"]+)"', cell.source)
-    return f"Drawn by the code above: {'; '.join(found) or 'what the text is about'}."
+    plain = [re.sub(r"\{[^}]*\}", "...", name).replace("\\n", " ") for name in found]
+    ends = re.split(r"(?<=[.!?:])\s", text.replace("*", "").replace("`", "").strip())[-1]
+    return f"Drawn by the code above: {'; '.join(plain) or ends}"
 
 
 def _bare(text: str) -> str:

@@ -158,6 +158,13 @@ def test_a_page_in_a_browser(saved: Path, page: Page) -> None:
     page.page.wait_for_function("document.querySelector('video').currentTime > 5.9")
     assert page.page.locator(".playhead").is_visible()
     assert "mute" in page.page.locator("table").first.inner_text()
+    page.page.set_viewport_size({"width": 380, "height": 900})
+    rows = (
+        page.page.locator("table")
+        .first.locator("tr")
+        .evaluate_all("all => all.map((row) => row.getBoundingClientRect().height)")
+    )
+    assert max(rows) < 100  # words are not cut into letters: the table scrolls
     assert not page.wider_than(400) and not page.wider_than(1280)
     assert page.errors == [] and page.outside == []
 

@@ -149,9 +149,13 @@ def faithfulness(
             curves[kind].append(curve)
     table = _summary(pd.DataFrame(rows))
     others = {kind: len(found) for kind, found in maps.items() if kind != "own"}
-    told = table.drop("sensitivity", errors="ignore")
-    beats = {str(m): all(_beaten(row[f"{kind} p"], n) for kind, n in others.items()) for m, row in told.iterrows()}
+    beats = _beats(table, others)
     return Faithfulness(_bounds(curves, fractions), table, others, beats, beats["gain"], attribution, cells)
+
+
+def _beats(table: pd.DataFrame, others: Mapping[str, int]) -> dict[str, bool]:
+    told = table.drop("sensitivity", errors="ignore")
+    return {str(m): all(_beaten(row[f"{kind} p"], n) for kind, n in others.items()) for m, row in told.iterrows()}
 
 
 def _beaten(p: float, others: int) -> bool:

@@ -105,6 +105,7 @@ class Panel {
     this.root.append(...Object.values(this.parts));
     this.buildForm();
     this.buildStatus();
+    this.parts.status.hidden = !!this.saved;
     this.buildTools();
     this.paint();
     this.paintStatus();
