@@ -20,7 +20,7 @@ check: $(STAMP)
 	$(BIN)/lint-imports
 
 lab: $(STAMP)
-	cd notebooks && ../$(BIN)/jupyter lab 01_frames_and_sound.ipynb
+	cd notebooks && ../$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) 01_frames_and_sound.ipynb
 
 pages: $(STAMP)
 	$(BIN)/python notebooks/pages.py

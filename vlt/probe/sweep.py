@@ -87,7 +87,8 @@ def sweep(
 
     Returns a table by name, the unedited run first: answer; same (as the unedited one's); logprob of the unedited
     answer, its stop sign included; change of that; fired (how often the edits were applied while answers were scored);
-    and the logprob of every candidate. The numbers are those that `run.rerun` gives one by one.
+    and the logprob of every candidate. The numbers are those that `run.rerun` gives one by one; frames and segments that are
+    as they were, wherever they stand now, are not encoded again.
     """
     if not isinstance(variants, Mapping) or not variants or UNEDITED in variants:
         raise VltError(f"give at least one variant, {{name: edits}}, none of them named {UNEDITED!r}")

@@ -224,7 +224,11 @@ def _each(
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, mp_context=spawn, initializer=_begin, initargs=(model,)) as pool:
         of = {pool.submit(_in_process, work, i): i for i in range(count)}
-        yield from ((of[done], done.result()) for done in as_completed(of))
+        try:
+            for done in as_completed(of):
+                yield of[done], done.result()
+        finally:  # interrupted, or failed: the rest is not begun
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 _given: dict[str, VideoLlama] = {}  # to a process of its own, once
