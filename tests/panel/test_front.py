@@ -303,11 +303,44 @@ def test_nothing_moves_while_work_begins_and_ends(show: Callable[..., Any]) -> N
             at.locator(what).first.bounding_box()["y"] for what in (".answer .words button", ".strip canvas", ".spectrogram")
         ]
 
-    before = places()
-    at.evaluate("put({ status: { ...all.status, busy: true, what: 'looking for what said', done: 0.5 } })")
-    assert at.get_by_role("button", name="Cancel").is_visible() and places() == before
-    at.evaluate("put({ status: { ...all.status, busy: false, what: '' } })")
-    assert not at.get_by_role("button", name="Cancel").is_visible() and places() == before
+    for width in (380, 520, 1080):
+        at.set_viewport_size({"width": width, "height": 900})
+        before = places()
+        for told in (
+            {"busy": True, "what": "looking for what said 'beginning', a long time", "done": 0.5},
+            {"busy": True, "what": "answering", "said": "There is a word and another " * 20},
+            {"busy": False, "what": "", "said": "", "error": "stopped"},
+            {"busy": False, "error": ""},
+        ):
+            at.evaluate("told => put({ status: { ...all.status, ...told } })", told)
+            assert at.get_by_role("button", name="Cancel").is_visible() is told["busy"] and places() == before, (width, told)
+
+
+def test_what_is_typed_while_an_answer_comes_stays(show: Callable[..., Any]) -> None:
+    at = show()
+    box = at.get_by_label("question", exact=True)
+    box.fill("What do you see?")
+    box.press("Enter")
+    box.fill("What colour is the sq")
+    at.evaluate("put({ view: { ...all.view, question: 'What do you see?' } })")
+    assert box.input_value() == "What colour is the sq" and "Answer to “What do you see?”" in at.locator(".answer").inner_text()
+    box.fill("What moves?")
+    box.press("Enter")
+    at.evaluate("put({ view: { ...all.view, question: 'What moves?' } })")
+    at.evaluate("put({ view: { ...all.view, question: 'Asked by code' } })")
+    assert box.input_value() == "Asked by code"
+
+
+def test_an_answer_that_was_cut_off_says_so(show: Callable[..., Any]) -> None:
+    at = show(answer={**made_up()["view"]["answer"], "cut": True}, edited=EDITED)
+    assert "(cut off)" in at.locator(".answer").inner_text() and "(cut off)" not in at.locator(".edited").inner_text()
+
+
+def test_sound_that_is_shorter_than_a_segment(show: Callable[..., Any]) -> None:
+    shown = made_up()["shown"]
+    at = show(shown={"sound": {**shown["sound"], "segments": [{"start": 0.0, "end": 0.5}] * 4}})
+    assert "Heard: 4 segments (each 0–0.5 s: the sound is no longer)" in at.locator(".vlt").inner_text()
+    assert at.locator(".segments label").all_inner_texts() == ["0", "1", "2", "3"]
 
 
 UPLOAD = """async ([size, refused]) => {

@@ -7,6 +7,7 @@ import errno
 import io
 import itertools
 import json
+import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -71,6 +72,7 @@ def test_the_answer_comes_word_by_word(probe: Probe, monkeypatch: pytest.MonkeyP
     probe.wait()
     whole = probe.view["answer"]["text"]
     came = [text for text in said if text]
+    assert not [text for text in came if "###" in text]  # the stop sign
     assert len(came) > 5 and all(b.startswith(a) for a, b in itertools.pairwise(came) if b)
     assert came[-1].strip().startswith(whole)
 
@@ -400,10 +402,113 @@ def test_what_is_cancelled_while_a_second_answer_comes_leaves_a_whole_one(
     assert edits.loads(json.dumps(probe.view["edits"])) == [edits.mute(segment=[1])]
 
 
+@pytest.mark.parametrize("wrong", ["/no/such.mp4", "a\0b"])
+def test_what_was_switched_is_not_lost_where_a_clip_cannot_be_opened(probe: Probe, wrong: str) -> None:
+    probe.switch(audio=False)
+    probe.load_clip(wrong)
+    probe.explain("bell", "saliency")
+    with pytest.raises(VltError, match="no such file"):
+        probe.wait()
+    assert probe.view["switches"]["audio"] is False and probe.view["edited"]["text"] == "I hear nothing."
+    assert edits.loads(json.dumps(probe.view["edits"])) == [edits.without("audio")] and probe.edited is not None
+
+
+def test_a_question_that_fails_leaves_no_switch_without_its_answer(probe: Probe, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any) -> Any:
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(probe, "_without", fails)
+    probe.switch(audio=False)
+    probe.ask("What do you see?")
+    probe.explain("bell", "saliency")
+    with pytest.raises(VltError, match="no room"):
+        probe.wait()
+    assert probe.view["switches"]["audio"] is True and probe.view["edited"] is None and probe.view["question"] == ASKED
+
+
+def test_a_clip_that_goes_while_it_is_opened_changes_nothing(
+    probe: Probe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(CLIPS / "hum.mp4", tmp_path / "van.mp4")
+
+    def gone(*_: Any) -> Any:
+        raise FileNotFoundError("van.mp4")
+
+    monkeypatch.setattr(panels.pictures, "media", gone)
+    before = probe.view
+    probe.load_clip(tmp_path / "van.mp4")
+    with pytest.raises(VltError, match=r"van\.mp4"):
+        probe.wait()
+    assert probe.view == before and probe.shown["name"] == probe.run.clip.path.name == "two_bell.mp4"
+
+
+def test_files_from_the_browser_go_with_what_shows_them(probe: Probe, boxed: VideoLlama) -> None:
+    data = (CLIPS / "bell.mp4").read_bytes()
+    upload(probe, "a.mp4", data)
+    probe.wait()
+    own = probe.run.clip.path
+    probe.load_clip(own, "What do you see?")  # the very file that is shown
+    probe.wait()
+    assert own.exists()
+    other = Probe(boxed, vlt.Clip(CLIPS / "silent.mp4"), "What do you see?", method="kernel_shap")
+    begun = threading.Event()
+    other.observe(lambda change: begun.set() if change["new"]["done"] else None, "status")
+    other.explain(3)
+    assert begun.wait(60)
+    upload(probe, "b.mp4", data)  # which waits for the other panel, and is cancelled before it begins
+    probe.cancel()
+    with pytest.raises(VltError, match="stopped"):
+        probe.wait()
+    other.close()
+    assert list(own.parent.iterdir()) == [own]
+
+
+def test_a_file_that_comes_beside_work(probe: Probe) -> None:
+    begun = threading.Event()
+    probe.observe(lambda change: begun.set() if change["new"]["done"] else None, "status")
+    probe.explain(3, "kernel_shap")
+    assert begun.wait(60)
+    send(probe, 7, "a.mp4", (CLIPS / "bell.mp4").read_bytes(), 0, 50_000)
+    assert probe.status["what"].startswith("looking for")  # and not as if that were the file's share
+    probe._jobs[0].stopped = True
+    while probe._jobs:
+        time.sleep(0.01)
+    assert probe.status["busy"] and probe.status["what"] == "receiving the clip" and 0 < probe.status["done"] < 1
+    with pytest.raises(VltError, match="a file is being received"):
+        probe.wait()
+    probe.cancel()
+    assert not probe.status["busy"]
+
+
+def test_what_is_chosen_and_refused_stays(probe: Probe) -> None:
+    begun = threading.Event()
+    probe.observe(lambda change: begun.set() if change["new"]["done"] else None, "status")
+    probe.explain(3, "kernel_shap")
+    assert begun.wait(60)
+    probe._handle_custom_msg({"kind": "ask", "question": ""}, [])
+    probe.cancel()
+    with pytest.raises(VltError, match=r"stopped|the question is empty"):
+        probe.wait()
+    assert probe.view["method"] == "kernel_shap" and probe.view["word"] is None
+    probe._handle_custom_msg({"kind": "explain", "word": 3, "method": "saliency"}, [])
+    probe._handle_custom_msg({"kind": "ask", "question": ""}, [])
+    with pytest.raises(VltError, match="the question is empty"):
+        probe.wait()
+    assert probe.view["heat"]["method"] == "saliency"
+
+
+def test_silence_is_pale(boxed: VideoLlama, tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "zero.wav", np.zeros(64_000), 16000)
+    made = Probe(boxed, vlt.Clip(tmp_path / "zero.wav"), ASKED)
+    grey = np.asarray(Image.open(io.BytesIO(base64.b64decode(made.shown["sound"]["image"].split(",")[1]))))
+    assert grey.min() > 250
+    made.close()
+
+
 def test_the_change_is_of_the_answer_as_it_was_said(boxed: VideoLlama) -> None:
     """Also where it was cut off, and has no stop sign."""
     made = Probe(boxed, vlt.Clip(CLIPS / "two_bell.mp4"), "What do you see?", max_new_tokens=4)
-    assert made.run.answer.ended == "length"
+    assert made.run.answer.ended == "length" and made.view["answer"]["cut"] is True
     made.switch(frames_off=[0, 1, 2, 3])
     made.wait()
     table = vlt.sweep(made.run, {"off": edits.blank(frame=[0, 1, 2, 3])}, progress=False)

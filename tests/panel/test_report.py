@@ -105,7 +105,15 @@ def test_of_an_edited_run_it_says_so(bell: Trace, tmp_path: Path, edit: edits.Ed
     held = data_of(tmp_path / "x.html")
     assert held["view"]["answer"]["text"] == run.answer.text and held["page"]["edits"] == [str(edit)]
     assert held["view"]["edits"] == ([str(edit)] if edit.kind == "custom" else json.loads(edits.dumps([edit])))
-    assert {row["name"]: row["edit"] for row in held["page"]["sweep"]}["reverse"] == str(edits.reverse())
+    swept = held["page"]["sweep"]
+    assert {row["name"]: row["edit"] for row in swept}["reverse"] == str(edits.reverse()) and swept[0]["name"] == "as above"
+    assert held["view"]["switches"]["audio"] is (edit.kind != "without")
+    assert None in [row["ms"] for row in held["page"]["stages"]]
+
+
+def test_of_a_run_that_is_yet_to_be_made(bell: Trace, tmp_path: Path) -> None:
+    bell.edited(edits.blank(frame=[2, 3])).save_html(tmp_path / "x.html", methods=["relevance"], progress=False)
+    assert len(data_of(tmp_path / "x.html")["page"]["sweep"]) == 17
 
 
 def test_a_name_of_any_bytes(boxed: VideoLlama, tmp_path: Path) -> None:
@@ -164,7 +172,11 @@ def test_a_page_in_a_browser(saved: Path, page: Page) -> None:
         .first.locator("tr")
         .evaluate_all("all => all.map((row) => row.getBoundingClientRect().height)")
     )
-    assert max(rows) < 100  # words are not cut into letters: the table scrolls
+    assert max(rows) < 120  # words are not cut into letters
+    assert (
+        not page.page.get_by_text("blank('frames')").is_visible()
+        and page.page.get_by_text("I hear nothing.").first.is_visible()
+    )
     assert not page.wider_than(400) and not page.wider_than(1280)
     assert page.errors == [] and page.outside == []
 

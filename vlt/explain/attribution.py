@@ -82,7 +82,7 @@ class Attribution:
         """What must stand beside the heat, whatever its truth; mostly nothing."""
         brings, out = self.score - self.score_without, []
         if abs(brings) < LITTLE:
-            out.append(f"The score is {self.score:.2f} with all of it and {self.score_without:.2f} without: little to explain.")
+            out.append(f"The score is {self.score:.2g} with all of it and {self.score_without:.2g} without: little to explain.")
         if methods.missed(self.error, brings):
             more = "n_steps" if self.method == "integrated_gradients" else "n_samples"
             asked = f" ({more} = {self.options[more]})" if more in self.options else ""

@@ -28,6 +28,7 @@ N_SEGMENTS = 8
 SEGMENT_SECONDS = 2
 N_MELS = 128
 N_TIMES = 204  # spectrogram columns, 10 ms apart; 2 s give 198, the rest is padding
+MEL_FLOOR = 1.192092955078125e-07  # of a mel band's power: digital silence
 LOG_MEL_MEAN, LOG_MEL_STD = -4.268, 9.138
 WINDOW, HOP, FFT = 400, 160, 512  # samples: 25 ms, 10 ms
 MEL_RANGE = (20.0, 8000.0)  # Hz
@@ -215,7 +216,7 @@ def _log_mel(samples: np.ndarray, n_times: int) -> Float[Tensor, "mel time"]:
             preemphasis=0.97,
             mel_filters=_filters(),
             log_mel="log",
-            mel_floor=1.192092955078125e-07,
+            mel_floor=MEL_FLOOR,
             remove_dc_offset=True,
         )
         padded[:, : mel.shape[1]] = mel[:, :n_times]

@@ -88,8 +88,8 @@ def check_file(path: Path) -> None:
     """Raises `VltError` where `path` is not a file with something in it."""
     try:
         status = path.stat()
-    except FileNotFoundError as error:
-        raise VltError(f"{path}: no such file") from error
+    except (FileNotFoundError, ValueError) as error:  # the latter: no file has a null byte in its name
+        raise VltError(f"{str(path)!r}: no such file" if "\0" in str(path) else f"{path}: no such file") from error
     except OSError as error:
         raise VltError(f"{path}: cannot be opened ({error.strerror})") from error
     if stat.S_ISDIR(status.st_mode):

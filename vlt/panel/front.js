@@ -150,6 +150,7 @@ class Panel {
   paintClip() {
     const { shown, parts } = this;
     this.painted = shown;
+    for (const input of this.files || []) input.value = "";
     this.now = 0; // seconds, of the player
     this.frameCells = this.frameButtons = this.frameBars = this.frameSwitches = this.canvases = [];
     this.segmentCells = this.segmentBars = this.segmentSwitches = [];
@@ -212,16 +213,19 @@ class Panel {
     const { shown, parts } = this;
     if (!shown.sound) return parts.heard.replaceChildren();
     const segments = shown.sound.segments;
+    const same = segments.length > 1 && segments.every(({ start }) => start === segments[0].start);
+    const overlap = segments.some(({ start }, i) => i && start < segments[i - 1].end - 1e-6);
+    const span = ({ start, end }) => [place(start, 1), node("span", { className: "end" }, `\u2013${place(end, 1)}`)];
     this.sound = node("canvas", { width: 1000, height: 160, role: "img" });
     this.playhead = node("div", { className: "playhead", hidden: true });
     this.segmentBars = segments.map(() => node("div", { className: "bar" }));
     this.segmentSwitches = segments.map((_, i) => this.tick(`segment ${i} is heard`, () => this.turn("segments_off", i, this.segmentSwitches)));
     this.segmentCells = segments.map(({ start, end }, i) =>
-      node("div", { className: "cell" }, this.segmentBars[i], this.labelled(this.segmentSwitches[i], node("span", {}, place(start, 1), node("span", { className: "end" }, `\u2013${place(end, 1)}`)))),
+      node("div", { className: "cell" }, this.segmentBars[i], this.labelled(this.segmentSwitches[i], node("span", {}, ...(same ? [String(i)] : span({ start, end }))))),
     );
     const hz = shown.sound.ticks.map(({ place, text }) => node("span", { style: `bottom: ${100 * place}%` }, text));
     parts.heard.replaceChildren(
-      node("h3", {}, `Heard: ${segments.length} segments (seconds${segments.some(({ start }, i) => i && start < segments[i - 1].end - 1e-6) ? "; they overlap" : ""})`),
+      node("h3", {}, `Heard: ${segments.length} segments (${same ? "each " : "seconds"}`, ...(same ? [...span(segments[0]), " s: the sound is no longer"] : overlap ? ["; they overlap"] : []), ")"),
       node(
         "div", { className: "sound" },
         node("div", { className: "hz", "aria-hidden": "true" }, ...hz),
@@ -243,10 +247,10 @@ class Panel {
 
   paintView() {
     const { view, shown } = this;
-    for (const name of ["question", "method"]) {
-      // what somebody has typed or chosen, and not sent yet, stays
-      if (this.chosen[name] !== view[name]) this[name].value = this.chosen[name] = view[name];
-    }
+    // what somebody has typed or chosen, and not sent yet, stays
+    if (this.chosen.method !== view.method) this.method.value = view.method;
+    if (this.chosen.question !== view.question && [this.chosen.question, this.asked].includes(this.question.value)) this.question.value = view.question;
+    this.chosen = { question: view.question, method: view.method };
     const title = this.saved ? "Answer" : `Answer to \u201c${view.question}\u201d`;
     const both = [this.answerRow("Answer", title, view.answer, false)], below = [];
     if (view.edited) {
@@ -313,23 +317,34 @@ class Panel {
         }, text.trim()),
       );
     });
+    if (said.cut) row.append(node("span", { className: "soft" }, "\u2026 (cut off)"));
     return node("div", { className: edited ? "edited" : "answer" }, node("h3", {}, title), row);
   }
 
   paintLegend() {
-    const { heat, word } = this.view;
+    const { heat } = this.view;
     if (!heat) return this.parts.legend.replaceChildren();
     const bare = (colour) => `rgb(${colour.join(",")})`;
     const colours = heat.signed ? [bare(AGAINST), "#ddd", bare(FOR)] : ["#ddd", bare(FOR)];
     const scale = node("span", { className: "scale", style: `background: linear-gradient(90deg, ${colours.join(", ")})` });
     const [low, high] = heat.signed ? ["against", "for"] : ["little", "much, for or against"];
-    const whose = word && word.edited ? ", in the answer without what is off" : "";
-    const share = heat.frame_bars && heat.segment_bars ? ` In all ${short(sum(heat.frame_bars))} on frames, ${short(sum(heat.segment_bars))} on sound${heat.one_scale ? ", drawn on one scale" : "; these cannot be compared"}.` : "";
+    const notes = heat.warnings.map((warning) => `\u26a0 ${minus(warning)}`);
+    if (!this.saved) notes.push(`took ${fixed(heat.seconds, 1)} s; heat is no proof of a cause: vlt.faithfulness measures it, the switches test it`);
     this.parts.legend.replaceChildren(
-      node("p", { className: "legend" }, `${heat.method.replaceAll("_", " ")} for \u201c${heat.word}\u201d${whose}: ${low} `, scale, ` ${high}.${share}`),
+      node("p", { className: "legend" }, `${this.explained()}: ${low} `, scale, ` ${high}.${this.inAll()}`),
+      ...notes.map((note) => node("p", { className: "soft" }, note)),
     );
-    this.parts.legend.append(...heat.warnings.map((warning) => node("p", { className: "soft" }, `\u26a0 ${minus(warning)}`)));
-    if (word && !this.saved) this.parts.legend.append(node("p", { className: "soft" }, `took ${fixed(heat.seconds, 1)} s; heat is no proof of a cause: vlt.faithfulness measures it, the switches test it`));
+  }
+
+  explained() {
+    const { heat, word } = this.view;
+    return `${heat.method.replaceAll("_", " ")} for \u201c${heat.word}\u201d${word && word.edited ? ", in the answer without what is off" : ""}`;
+  }
+
+  inAll() {
+    const { heat } = this.view;
+    if (!heat.frame_bars || !heat.segment_bars) return "";
+    return ` In all ${short(sum(heat.frame_bars))} on frames, ${short(sum(heat.segment_bars))} on sound${heat.one_scale ? ", drawn on one scale" : "; these cannot be compared"}.`;
   }
 
   // What is the deepest colour: of heat that can be compared, the greatest on pictures and sound together.
@@ -424,10 +439,10 @@ class Panel {
     this.what = node("span", {});
     this.progress = node("progress", { "aria-label": "progress" });
     this.cancel = node("button", { onclick: () => { this.uploading = null; this.send("cancel"); } }, "Cancel");
-    this.said = node("p", { className: "said" });
+    this.said = node("p", { className: "said", "aria-live": "polite" });
     this.error = node("p", { className: "error", role: "alert" });
-    this.work = node("div", { className: "row work" }, this.what, this.progress, this.cancel);
-    this.parts.status.append(node("div", { role: "status", "aria-live": "polite" }, this.work, this.said), this.error);
+    this.work = node("div", { className: "work" }, this.what, this.progress, this.cancel);
+    this.parts.status.append(node("div", { role: "status", "aria-live": "polite" }, this.work), node("div", { className: "told" }, this.said, this.error));
   }
 
   paintStatus() {
@@ -436,14 +451,14 @@ class Panel {
     tell(this.what, busy ? `${what}\u2026` : "");
     if (done === null) this.progress.removeAttribute("value");
     else this.progress.value = done;
-    tell(this.said, said);
+    tell(this.said, said.length > 60 ? `\u2026${said.slice(-60)}` : said); // one line, of which the end is new
     tell(this.error, error);
   }
 
   // ------------------------------------------------------------------ what people do
 
   ask() {
-    this.send("ask", { question: this.question.value });
+    this.send("ask", { question: (this.asked = this.question.value) });
   }
 
   explain(word, edited) {
@@ -469,10 +484,11 @@ class Panel {
     const own = [];
     if (!this.saved) {
       const path = node("input", { type: "text", placeholder: "path of another clip", "aria-label": "path of another clip" });
-      const go = () => path.value.trim() && this.send("load_clip", { path: path.value.trim(), question: this.question.value });
+      const go = () => path.value.trim() && this.send("load_clip", { path: path.value.trim(), question: (this.asked = this.question.value) });
       path.addEventListener("keydown", (event) => event.key === "Enter" && go());
       const file = node("input", { type: "file", accept: "video/*,audio/*,image/png,image/jpeg,image/gif", "aria-label": "another clip from this computer", onchange: () => this.upload(file.files[0]) });
       own.push(path, node("button", { onclick: go }, "Open"), file);
+      this.files = [path, file]; // that name what is opened next
     }
     this.parts.tools.append(node("div", { className: "row" }, ...own, ...buttons));
   }
@@ -482,6 +498,7 @@ class Panel {
     if (file.size > LARGEST) {
       return tell(this.error, `${file.name}: ${Math.round(file.size / 2 ** 20)} MiB; a file from the browser has ${LARGEST / 2 ** 20} at most`);
     }
+    this.asked = this.question.value;
     const number = (this.uploading = crypto.getRandomValues(new Uint32Array(1))[0]);
     const taken = () => {
       const [of, bytes] = this.model.get("received");
@@ -491,7 +508,7 @@ class Panel {
       const piece = await file.slice(at, at + PIECE).arrayBuffer();
       while (this.uploading === number && taken() >= 0 && taken() < at - AHEAD) await sleep(20);
       if (this.uploading !== number || taken() < 0) return; // cancelled, refused, or another file has taken its place
-      this.send("upload", { number, name: file.name, at, total: file.size, question: this.question.value }, [piece]);
+      this.send("upload", { number, name: file.name, at, total: file.size, question: this.asked }, [piece]);
     }
   }
 
@@ -501,9 +518,10 @@ class Panel {
 
   savePicture() {
     const width = 1200, line = 24, canvas = node("canvas", { width, height: 10 }), context = canvas.getContext("2d");
-    const { view, shown } = this, texts = [`${shown.name}: ${view.question}`, view.answer.text];
-    if (view.edited) texts.push(`without ${this.whatIsOff().join(", ")}: ${view.edited.text} (log p of the first answer: change ${fixed(view.edited.change)})`);
-    if (view.heat) texts.push(this.parts.legend.querySelector(".legend").textContent + (view.heat.signed ? " (Orange: for, purple: against.)" : ""));
+    const whole = ({ text, cut }) => (cut ? `${text}\u2026 (cut off)` : text);
+    const { view, shown } = this, texts = [`${shown.name}: ${view.question}`, whole(view.answer)];
+    if (view.edited) texts.push(`without ${this.whatIsOff().join(", ")}: ${whole(view.edited)} (log p of the first answer: change ${fixed(view.edited.change)})`);
+    if (view.heat) texts.push(`${this.explained()} (${view.heat.signed ? "orange: for, purple: against" : "orange: much, for or against"}).${this.inAll()}`);
     if (view.heat) texts.push(...view.heat.warnings.map((warning) => `\u26a0 ${minus(warning)}`));
     context.font = "16px sans-serif";
     const lines = texts.flatMap((text) => wrapped(context, text, width - 20));
@@ -549,9 +567,9 @@ class Panel {
     const table = (caption, heads, rows) =>
       node("div", { className: "wide" }, node("h3", {}, caption),
         node("table", {},
-          node("thead", {}, node("tr", {}, ...heads.map((head) => node("th", { scope: "col" }, head)))),
-          node("tbody", {}, ...rows.map((row) => node("tr", {}, ...row.map((cell) =>
-            node("td", { className: typeof cell === "number" ? "number" : "" }, typeof cell === "number" ? fixed(cell) : cell)))))));
+          node("thead", {}, node("tr", {}, ...heads.map((head) => node("th", { scope: "col", className: head === "edit" ? head : "" }, head)))),
+          node("tbody", {}, ...rows.map((row) => node("tr", {}, ...row.map((cell, i) =>
+            node("td", { className: heads[i] === "edit" ? "edit" : typeof cell === "string" ? "" : "number" }, typeof cell === "number" ? fixed(cell) : cell ?? "\u2013")))))));
     const parts = [];
     if (sweep.length) {
       parts.push(table("What becomes of the answer under edits", ["name", "edit", "answer", "log p", "change"],

@@ -63,7 +63,8 @@ def _sound(run: Trace) -> dict[str, Any]:
     value = run["spectrograms"]
     log = value.values[:, 0] * audio.LOG_MEL_STD + audio.LOG_MEL_MEAN
     log = log[:, :, : _columns(run)]
-    loud = np.clip((log - log.max()) * (10 / np.log(10)) / DEPTH + 1, 0, 1)
+    decibels = (log - max(log.max(), np.log(audio.MEL_FLOOR) + DEPTH / 10 * np.log(10))) * (10 / np.log(10))  # silence is pale
+    loud = np.clip(decibels / DEPTH + 1, 0, 1)
     grey = np.concatenate(list((255 * (1 - loud)).astype(np.uint8)), axis=1)[::-1]
     hz = value["hz"].values
     ticks = [{"place": float(np.abs(hz - f).argmin() + 0.5) / len(hz), "text": f"{f / 1000:g} kHz"} for f in (500, 2000, 5000)]
@@ -95,8 +96,8 @@ def media(path: Path, limit: int) -> tuple[bytes, str]:
 
 
 def said(run: Trace) -> dict[str, Any]:
-    """An answer: its text, its tokens with their probabilities, and log p of the whole, its stop sign included (where it was
-    not cut off)."""
+    """An answer: its text, its tokens with their probabilities, whether it was cut off, and log p of the whole, its stop sign
+    included (of one that was cut off there is none)."""
     logprobs = run.logprobs.values
     tokens = [{"text": t, "p": float(np.exp(p))} for t, p in zip(run.answer.tokens, logprobs, strict=True)]
     stop = run.answer.ended == "stop"  # the stop sign is scored, and not shown as a word
@@ -104,6 +105,7 @@ def said(run: Trace) -> dict[str, Any]:
         "text": run.answer.text,
         "tokens": tokens[:-1] if stop and len(tokens) > 1 else tokens,
         "logp": float(logprobs.sum()),
+        "cut": not stop,
     }
 
 
@@ -138,7 +140,7 @@ def heat(
         found["seconds"] += at_stage.seconds
         warnings = list(at_stage.warnings)
         if grid is not None and abs(off := float(bars.sum() - grid.sum())) > MUCH * float(np.abs(grid).sum()):
-            warnings.append(f"{off:.2g} of the heat is at no place: on {nowhere}. Bars have it, colours have not.")
+            warnings.append(f"{off:.2g} of the heat is at no place: on {nowhere}. It counts in sums, and has no colour.")
         found["warnings"] += [f"{at.replace('_', ' ').capitalize()}: {warning}" for warning in warnings]
     return found
 

@@ -16,6 +16,7 @@ import torch
 import traitlets
 
 from vlt.errors import VltError, check_type
+from vlt.inputs import prompt as prompts
 from vlt.inputs.clip import Clip
 from vlt.model.video_llama import VideoLlama
 from vlt.panel import pictures, switches
@@ -80,7 +81,7 @@ class Probe(anywidget.AnyWidget):
         self.run = trace(model, clip, question, **options)
         said = pictures.said(self.run)
         super().__init__(status=_idle())
-        self._show(self.run)
+        self.media, self.shown = self._seen(self.run)
         self.view = {**self._fresh(question, said), "method": method}
         self._settled: tuple[Trace | None, dict[str, Any]] = (self.edited, self.view)
         self.on_msg(self._on_message)
@@ -130,6 +131,8 @@ class Probe(anywidget.AnyWidget):
 
     def load_clip(self, path: str | Path, question: str = "") -> None:
         """Another clip, and a question about it, by default the same."""
+        if not str(path):
+            raise VltError("give the path of a clip")
         self._open(Path(path), question)
 
     def _open(self, path: Path, question: str, name: str = "") -> None:
@@ -140,11 +143,12 @@ class Probe(anywidget.AnyWidget):
 
     def cancel(self) -> None:
         """Ends what runs, or waits, at its next step; what was to be seen before is seen again."""
-        if self._uploads.number is not None:
-            self._uploads.cancel()
-            self.status = {**_idle(), "error": "stopped"}
-        for job in list(self._jobs):
-            job.stopped = True
+        with self._lock:
+            if self._uploads.number is not None:
+                self._uploads.cancel()
+                self.status = {**(self.status if self._jobs else _idle()), "error": "stopped"}
+            for job in self._jobs:
+                job.stopped = True
 
     def wait(self, seconds: float = 600) -> None:
         """Until nothing runs any more. Raises `VltError` with what went wrong."""
@@ -155,6 +159,8 @@ class Probe(anywidget.AnyWidget):
             if job is None:
                 break
             job.thread.join(left)
+        if self._uploads.number is not None:
+            raise VltError("a file is being received, which comes from the browser piece by piece")
         if self.status["busy"]:
             raise VltError(f"still {self.status['what']} after {seconds} s")
         if self.status["error"]:
@@ -205,18 +211,24 @@ class Probe(anywidget.AnyWidget):
     def _upload(self, buffers: list[Any], number: int, name: str, at: int, total: int, question: str = "") -> None:
         """A piece of a file from the browser; see `Uploads`."""
         piece = bytes(buffers[0]) if buffers else b""
-        try:
-            whole = self._uploads.take(piece, number, name, at, total)
-        except (VltError, TypeError):
-            self.received = [number, -1]
-            with self._lock:
+        with self._lock:
+            try:
+                whole = self._uploads.take(piece, number, name, at, total)
+            except (VltError, TypeError):
+                self.received = [number, -1]
                 self.status = self.status if self._jobs else _idle()
-            raise
-        self.received = [number, at + len(piece)]
-        if whole is not None:
-            self._open(whole, question, PurePath(name).name)
-        elif self._uploads.number == number:
-            self.status = {**_idle(), "busy": True, "what": "receiving the clip", "done": (at + len(piece)) / max(total, 1)}
+                raise
+            self.received = [number, at + len(piece)]
+            if whole is not None:
+                self._open(whole, question, PurePath(name).name)
+            elif not self._jobs:
+                self.status = self._resting()
+
+    def _resting(self) -> dict[str, Any]:
+        """The status while nothing is computed."""
+        if self._uploads.number is None:
+            return _idle()
+        return {**_idle(), "busy": True, "what": "receiving the clip", "done": self._uploads.share}
 
     # ------------------------------------------------------------------ in the thread
 
@@ -245,28 +257,31 @@ class Probe(anywidget.AnyWidget):
             self._jobs.remove(job)
             if error not in ("", "stopped"):
                 self._error = error
-                if job.rank == 1 and all(other.rank != 1 for other in self._jobs):  # what others find is not without it
+                if job.rank > 0 and all(other.rank == 0 for other in self._jobs):  # what is explained next is without it
                     self.edited, before = self._settled
                     self.view = {**self.view, **{name: before[name] for name in ("switches", "edited", "edits")}}
             if self._jobs:  # those have their own status
                 return
             if error:
-                self.edited, self.view = self._settled
+                self.edited, view = self._settled
+                self.view = {**view, "method": self.view["method"]}
             self._asked = self.run.question
-            self.status, self._error = {**_idle(), "error": self._error or error}, ""
+            self._uploads.keep(self.run.clip.path)
+            self.status = {**self._resting(), "error": self._error or error or self.status["error"]}
+            self._error = ""
 
     def _opened(self, job: Job, path: Path, question: str, asked: str, name: str) -> None:
-        """asked: what somebody waits for an answer to, where there is no such clip."""
+        """asked: what somebody waits for an answer to. Where there is no such clip, that is answered, or what was switched is
+        done, as if nobody had tried to open it."""
         try:
             clip = Clip(path)
             self._ask(job, clip, question, name)
         except VltError as e:
             if asked != self.run.question:
                 self._ask(job, self.run.clip, asked)
+            elif self.view["switches"] != self._settled[1]["switches"]:
+                self._switch(job)
             raise VltError(str(e).replace(str(path), name)) if name else e from None
-        finally:
-            if path != self.run.clip.path:
-                self._uploads.drop(path)
 
     def _ask(self, job: Job, clip: Clip, question: str, name: str = "") -> None:
         job.check()
@@ -278,18 +293,16 @@ class Probe(anywidget.AnyWidget):
             view["switches"] = self.view["switches"]
             edited, told = self._without(job, run, view)
             view |= told
-        before = self.run.clip.path
+        seen = None if same else self._seen(run, name)
         with self._lock, self.hold_sync():
             job.check()
             self._settled = (edited, {**view, "method": self.view["method"]})
             if same and view["switches"] != self.view["switches"]:  # meanwhile; a job for that waits
                 edited, view = None, {**view, "switches": self.view["switches"], **_NOTHING}
             self.run, self.edited = run, edited
-            if not same:
-                self._show(run, name)
+            if seen is not None:
+                self.media, self.shown = seen
             self.view = {**view, "method": self.view["method"]}
-        if not same:
-            self._uploads.drop(before)
 
     def _options(self, clip: Clip) -> dict[str, Any]:
         """Those of the first clip, as far as this one has a use for them."""
@@ -343,10 +356,11 @@ class Probe(anywidget.AnyWidget):
     def _said(self, job: Job, run: Trace) -> dict[str, Any]:
         """The answer of a run; it appears word by word, as it comes."""
         ids: list[int] = []
+        stop = prompts.template(self.model.config.template).stop
 
         def say(token: int) -> None:
             ids.append(token)
-            self._tell(said="".join(self.model.pieces(ids)))
+            self._tell(said="".join(self.model.pieces(ids)).split(stop)[0])
 
         with interruptible(job, self.model, say):
             _ = run.answer
@@ -362,11 +376,11 @@ class Probe(anywidget.AnyWidget):
 
     # ------------------------------------------------------------------ what is to be seen
 
-    def _show(self, run: Trace, name: str = "") -> None:
+    def _seen(self, run: Trace, name: str = "") -> tuple[bytes, dict[str, Any]]:
+        """The file for the player, and what is shown of the clip."""
         data, kind = pictures.media(run.clip.path, PLAYED)
-        with torch.no_grad(), self.hold_sync():
-            self.media = data
-            self.shown = {**pictures.shown(run), "media": kind, **({"name": name} if name else {})}
+        with torch.no_grad():
+            return data, {**pictures.shown(run), "media": kind, **({"name": name} if name else {})}
 
     def _fresh(self, question: str, said: dict[str, Any]) -> dict[str, Any]:
         return {"question": question, "answer": said, "switches": switches.ALL_ON, **_NOTHING}

@@ -88,8 +88,8 @@ def save_html(
 
 def page(run: Trace, methods: Sequence[str] = METHODS, sweep: bool = True, progress: bool = True) -> str:
     """The HTML that `save_html` writes."""
-    swept = _swept(run, progress) if sweep else []
     said = pictures.said(run)
+    swept = _swept(run, progress) if sweep else []
     words = [i for i, token in enumerate(said["tokens"]) if any(c.isalnum() for c in token["text"])]
     heats = {}
     with tqdm(total=len(words) * len(methods), desc="heat", disable=not progress, leave=False) as bar:
@@ -98,7 +98,12 @@ def page(run: Trace, methods: Sequence[str] = METHODS, sweep: bool = True, progr
                 heats[f"{word} {method}"] = pictures.heat(run, word, method)
                 bar.update()
     stages = [
-        {"stage": name, "axes": row["axes"], "shape": list(row["shape"]), "ms": 1000 * row["seconds"]}
+        {
+            "stage": name,
+            "axes": row["axes"],
+            "shape": list(row["shape"]),
+            "ms": 1000 * row["seconds"] or None,
+        }  # none: taken over
         for name, row in run.stages().iterrows()
     ]
     data, kind = pictures.media(run.clip.path, PLAYED)
@@ -109,7 +114,7 @@ def page(run: Trace, methods: Sequence[str] = METHODS, sweep: bool = True, progr
         "question": run.question,
         "answer": said,
         "edited": None,
-        "switches": switches.ALL_ON,
+        "switches": {**switches.ALL_ON, **{branch: branch in run.prompt.branches for branch in ("video", "audio")}},
         "edits": _as_json(run),
         "word": first,
     }
@@ -142,4 +147,6 @@ def _swept(run: Trace, progress: bool) -> list[dict[str, Any]]:
     variants = sweeping.possible(run)
     table = sweeping.sweep(run, variants, progress=progress)
     rows = table[["answer", "same", "logprob", "change"]].reset_index(names="name").to_dict("records")
-    return [{"edit": str(variants.get(row["name"], "")), **{str(key): value for key, value in row.items()}} for row in rows]
+    out = [{"edit": str(variants.get(row["name"], "")), **{str(key): value for key, value in row.items()}} for row in rows]
+    out[0]["name"] = "as above" if run.edits else out[0]["name"]
+    return out

@@ -17,6 +17,7 @@ class Uploads:
 
     def __init__(self) -> None:
         self.number: int | None = None
+        self.share = 0.0  # of it that is there
         self._folder: tempfile.TemporaryDirectory[str] | None = None
 
     def take(self, piece: bytes, number: int, name: str, at: int, total: int) -> Path | None:
@@ -47,6 +48,7 @@ class Uploads:
             raise VltError(f"{name}: pieces came in another order; try again")
         with self._part.open("ab" if at else "wb") as file:
             file.write(piece)
+        self.share = (at + len(piece)) / max(total, 1)
         if at + len(piece) < total:
             return None
         self.number = None
@@ -63,10 +65,11 @@ class Uploads:
         if self._folder is not None:
             self._part.unlink(missing_ok=True)
 
-    def drop(self, path: Path) -> None:
-        """Deletes a whole file, if it is one of these."""
-        if self._folder is not None and path.parent == Path(self._folder.name):
-            path.unlink(missing_ok=True)
+    def keep(self, shown: Path) -> None:
+        """Deletes the whole files that are not shown."""
+        if self._folder is not None:
+            for path in {*Path(self._folder.name).iterdir()} - {shown, self._part}:
+                path.unlink(missing_ok=True)
 
     def close(self) -> None:
         if self._folder is not None:

@@ -87,7 +87,7 @@ class Trace:
         self.sites: dict[str, Site] = sites(model) if parent is None else parent.sites
         self.sources: dict[Any, Trace] = {} if parent is None else parent.sources
         self.applied = [Applied(edit, self.sites) for edit in self.edits]
-        self._known = 0  # edits that were in force, and fired, before the others came
+        self._before: Trace | None = None  # the run whose edits were in force when the last ones came
         for applied in self.applied:
             self._check_there(applied)
             if applied.edit.kind == "ask":
@@ -336,7 +336,7 @@ class Trace:
             raise VltError("no edit was given")
         root = self.parent or self
         other = Trace(self.model, self.setting, root.question, root.given, answer, root, [*self.edits, *new])
-        other._known = len(self.edits) if not self._idle() else self._known
+        other._before = self
         return other
 
     def again(self, given: Mapping[str, Tensor]) -> Trace:
@@ -360,7 +360,9 @@ class Trace:
             raise VltError(f"{idle[0]}: did nothing: is its branch in the prompt? does anyone look there (none looks ahead)?")
 
     def _idle(self) -> list[Edit]:
-        return [a.edit for a in self.applied[self._known :] if a.stage != "prompt" and not a.fired]
+        before = self._before
+        known = len(before.edits) if before is not None and not before._idle() else 0
+        return [a.edit for a in self.applied[known:] if a.stage != "prompt" and not a.fired]
 
     # ------------------------------------------------------------------ for the engine
 
