@@ -127,10 +127,11 @@ def faithfulness(
     task = _task(attribution, cells)
     count = task.n_cells
     _check(count, steps, controls, samples, noise, seed)
+    steps = max(steps, count) if count <= ENOUGH else steps  # so few are taken away one by one: else moves by one tie
     draw = np.random.default_rng(seed)
     luck, gone = draw.random(count), draw.random((4 * steps, count)) < 0.5
     numbers = _numbers(attribution, task)
-    maps = _maps(attribution.heat.values, numbers, controls, shifted, draw)
+    maps = _maps(attribution.heat.values, numbers, controls, shifted, draw, first=attribution.at == "patches")
     fractions = np.unique(np.round(np.linspace(0, 1, steps + 1) * count)) / count  # fewer, where there are fewer cells
     left = {kind: [_left(values, luck, fractions) for values in found] for kind, found in maps.items()}
     asked = np.concatenate([~gone, *(each for found in left.values() for each in found)])
@@ -215,16 +216,26 @@ def _numbers(attribution: Attribution, task: Task) -> np.ndarray:
 
 
 def _maps(
-    heat: np.ndarray, cells: np.ndarray, controls: int, shifted: bool, draw: np.random.Generator
+    heat: np.ndarray, cells: np.ndarray, controls: int, shifted: bool, draw: np.random.Generator, first: bool = False
 ) -> dict[str, list[np.ndarray]]:
-    """By kind, each map as the heat of every cell [cell], which is taken away as a whole."""
-    own = np.bincount(cells.ravel(), heat.ravel())
-    out: dict[str, list[np.ndarray]] = {"own": [own], "random": [draw.random(len(own)) for _ in range(controls)]}
+    """By kind, each map as the heat of every cell [cell], which is taken away as a whole. Controls have the same mean over a
+    cell's places, whatever its size (the last along an axis may be smaller): a map must not beat them by knowing that.
+    first: along the last axis the first place is none of the picture (the class token), and stays."""
+    own, sizes = (np.bincount(cells.ravel(), weights) for weights in (heat.ravel(), None))
+    out: dict[str, list[np.ndarray]] = {"own": [own], "random": [draw.random(len(own)) * sizes for _ in range(controls)]}
     if not shifted:
         return out
     firsts = (np.moveaxis(cells, axis, 0).reshape(size, -1)[:, 0] for axis, size in enumerate(cells.shape))
-    grid = own.reshape([len(np.unique(along)) for along in firsts])  # cells are numbered row by row
-    return out | {"shifted": [moved.ravel() for moved in _moved(grid, controls, draw)]}
+    grid = np.arange(len(own)).reshape([len(np.unique(along)) for along in firsts])  # cells are numbered row by row
+    if first and grid.shape[-1] == cells.shape[-1]:
+        side = math.isqrt(grid.shape[-1] - 1)
+        grid = grid[..., 1:].reshape(*grid.shape[:-1], side, side)
+    out["shifted"] = []
+    for moved in _moved(own[grid] / sizes[grid], controls, draw):
+        control = own.copy()
+        control[grid] = moved * sizes[grid]
+        out["shifted"].append(control)
+    return out
 
 
 def _moved(heat: np.ndarray, most: int, draw: np.random.Generator) -> Iterator[np.ndarray]:

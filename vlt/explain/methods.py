@@ -231,7 +231,8 @@ def _places(task: Task, x: Tensor) -> Tensor:
 
 def occlusion(task: Task, stride: Mapping[str, int] | None = None) -> Tensor:
     """What is lost when a window is as in the baseline, shared by its places, and of the windows that cover a place the mean
-    (Zeiler and Fergus, arXiv 1311.2901). Windows are as large as cells. stride: axis -> step (half a cell)."""
+    (Zeiler and Fergus, arXiv 1311.2901). Windows are as large as cells; one that
+    an edge cuts is shared as if it were whole. stride: axis -> step (half a cell)."""
     strides = dict(stride or {})
     if unknown := set(strides) - {axis.name for axis in task.axes}:
         raise VltError(f"stride: {task.scorer.at!r} has no axis {unknown.pop()!r}")

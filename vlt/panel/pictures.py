@@ -158,10 +158,8 @@ def _ways(run: Trace, method: str) -> list[tuple[str, dict[str, Any]]]:
     side = run.model.config.vision_config.image_size
     squares = {"height": side // 4, "width": side // 4}
     look: dict[str, Any] = {"cells": squares}
-    if method == "kernel_shap":
-        look = {"cells": {"frame": 10_000, **squares}}  # through all frames: each apart would take minutes
-    if method == "shapley_sampling":
-        look = {"cells": {"frame": 10_000, "height": side // 8, "width": side // 8}, "n_samples": 4}
+    if method in ("shapley_sampling", "kernel_shap"):  # through all frames: each apart would take minutes
+        look = {"cells": {"frame": 10_000, **squares}} | ({"n_samples": 10} if method == "shapley_sampling" else {})
     return [("frames", look), ("spectrograms", {"cells": {"mel": 10_000, "time": 10_000}})]  # whole segments
 
 

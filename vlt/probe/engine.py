@@ -138,6 +138,7 @@ def _has_likes(run: Trace, stage: str) -> bool:
 def _encode(runs: Sequence[Trace], stage: str) -> None:
     """Computes, once, only what is at no place of the runs' origins: where one frame is blank, that frame; where they are
     reversed, none."""
+    check_mode(runs[0].model)
     (need,) = stages.stage(stage).needs
     known: dict[bytes, Tensor] = {}
     for origin in dict.fromkeys(run.origin for run in runs):

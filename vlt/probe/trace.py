@@ -61,7 +61,8 @@ def trace(
 
 
 class Trace:
-    """See `trace`. What is read is computed when it is first asked for, and kept.
+    """See `trace`. What is read is computed when it is first asked for, and kept, also for runs that are made from this one:
+    the model's weights must stay as they are meanwhile.
 
     model, clip, question; edits: those in force. values: stage -> tensor with its clip axis, of those computed so far;
     seconds: what they took. parent: the unedited run, of an edited one. origin: a run of which stages that come out as there

@@ -8,7 +8,7 @@ import dataclasses
 import math
 import multiprocessing
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import partial
 from pathlib import Path
@@ -33,7 +33,7 @@ from vlt.train.world import Scene
 
 LOOK, LISTEN = ("shape", "colour", "motion"), ("hear", "source")
 # Of every so many clips the maps' faithfulness is measured, and the controls are explained.
-_TESTED, _CONTROLLED = 2, 7
+_TESTED, _CONTROLLED = 4, 7
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +50,6 @@ class Way:
 _SMOOTH: dict[str, Any] = {"look": ("patches", {"smooth": 0.7}), "listen": ("audio_features", {})}
 _SQUARES = {"height": 16, "width": 16}
 _TUBES = {"frame": 8, **_SQUARES}  # one window at a place of the picture, through all frames
-_FINE = {"frame": 8, "height": 8, "width": 8}
 _SEGMENTS = {"cells": {"mel": 10_000, "time": 10_000}}  # whole ones
 _FEATURES: dict[str, Any] = {"look": ("patches", {}), "listen": ("audio_features", {})}
 
@@ -60,7 +59,6 @@ WAYS = {
     "smoothgrad": Way("smoothgrad"),
     "gradient shap": Way("gradient_shap"),
     "integrated gradients": Way("integrated_gradients"),
-    "integrated gradients, rather": Way("integrated_gradients", rather=True),
     "integrated gradients, features": Way("integrated_gradients", **_FEATURES),
     "integrated gradients, features, rather": Way("integrated_gradients", **_FEATURES, rather=True),
     "integrated gradients, features, rather, smooth": Way("integrated_gradients", **_SMOOTH, rather=True),
@@ -71,7 +69,7 @@ WAYS = {
     "occlusion": Way("occlusion", ("frames", {"cells": _SQUARES}), ("spectrograms", _SEGMENTS)),
     "occlusion, tubes, rather": Way("occlusion", ("frames", {"cells": _TUBES}), None, rather=True),
     "shapley sampling, tubes, rather": Way(
-        "shapley_sampling", ("frames", {"cells": _FINE, "n_samples": 4}), ("spectrograms", _SEGMENTS), rather=True
+        "shapley_sampling", ("frames", {"cells": _TUBES, "n_samples": 10}), ("spectrograms", _SEGMENTS), rather=True
     ),
 }
 
@@ -190,7 +188,7 @@ def compare(
     sign, is on the branch that was not asked about (of methods whose heat on both can be compared).
 
     Of every clip, with two objects and one sound, one question of every kind, where the model answers rightly; of every
-    second clip faithfulness, of every seventh the controls too. ways: of `WAYS`, by default all. processes: clips that are
+    fourth clip faithfulness, of every seventh the controls too. ways: of `WAYS`, by default all. processes: clips that are
     explained at a time; the rows are the same, but for the seconds. Interrupted (Ctrl-C), it returns what is done.
     """
     evaluate.check_seed(seed)
@@ -206,7 +204,10 @@ def compare(
             world.write(made, folder / f"{i}.mp4", silence=True)
         work = partial(_explained, scenes=scenes, folder=folder, ways=tuple(ways or WAYS), controls=controls)
         found = _each(model, work, len(scenes), processes)
-        with contextlib.suppress(KeyboardInterrupt):  # what is done by then is told: the table says of how many maps
+        with (
+            contextlib.suppress(KeyboardInterrupt),
+            contextlib.closing(found),
+        ):  # what is done by then is told: the table says of how many maps
             for i, some in tqdm(found, total=len(scenes), desc="explaining", disable=quiet, unit="clip"):
                 rows[i] = some
     if not any(rows.values()):
@@ -216,7 +217,7 @@ def compare(
 
 def _each(
     model: VideoLlama, work: Callable[..., Any], count: int, processes: int
-) -> Iterator[tuple[int, list[dict[str, Any]]]]:
+) -> Generator[tuple[int, list[dict[str, Any]]]]:
     """i and work(model, i) for every i, as they come."""
     if processes == 1:
         yield from ((i, work(model, i)) for i in range(count))
@@ -228,7 +229,7 @@ def _each(
             for done in as_completed(of):
                 yield of[done], done.result()
         finally:  # interrupted, or failed: the rest is not begun
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.shutdown(cancel_futures=True)
 
 
 _given: dict[str, VideoLlama] = {}  # to a process of its own, once

@@ -142,7 +142,7 @@ def truth(table: pd.DataFrame, measure: str = "pointing") -> Figure:
     best = []
     for axes, kind in zip(panels, kinds, strict=True):
         mine = table[table["question"] == kind]
-        nothing = mine.assign(half=0.5).groupby("way")[_BY_CHANCE[measure]].mean().reindex(ways)
+        nothing = mine[mine["explained"] == sorts[0]].assign(half=0.5).groupby("way")[_BY_CHANCE[measure]].mean().reindex(ways)
         tidy(axes).plot(nothing, range(len(ways)), linestyle="", marker="|", color="black", markersize=11, label="chance")
         for i, sort in enumerate(sorts):
             rows = mine[mine["explained"] == sort].set_index("way")
