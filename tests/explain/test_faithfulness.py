@@ -117,7 +117,7 @@ def test_sensitivity_of_an_edited_run_is_refused(bell: Trace) -> None:
 def test_cells_stay_together() -> None:
     task = on_paper(cells={"place": 1})
     found = faithfulness(of(GAIN, task), steps=2, controls=19, progress=False)
-    assert found.curves.sizes["fraction"] == 3
+    assert found.curves["fraction"].values.tolist() == [0, 0.25, 0.5, 0.75, 1]  # of so few cells each is a step
     with pytest.raises(VltError, match=r"2 cells, 10 steps, .*needed are 4 cells"):
         faithfulness(of(GAIN, on_paper(cells={"place": 2})), progress=False)
 
@@ -138,15 +138,41 @@ def test_maps_are_moved_along_every_axis_and_never_stay() -> None:
 
 
 def test_whole_cells_are_moved() -> None:
-    """Cells of 2 x 3 places on heat [4, 7], the last ones narrower: six moves of a grid of 2 x 3 sums."""
+    """Cells of 2 x 3 places on heat [4, 7], the last ones narrower: six moves of a grid of 2 x 3, of which each has the heat
+    of the places that came there, for as many places as there are."""
     rows, columns = np.arange(4) // 2, np.arange(7) // 3
-    heat = np.arange(28.0).reshape(4, 7)
+    heat = np.repeat([[1.0, 2, 3], [4, 5, 6]], 2, axis=0)[:, columns]
     maps = _maps(heat, rows[:, None] * 3 + columns, 19, True, np.random.default_rng(0))
-    sums = np.array([[heat[:2, :3].sum(), heat[:2, 3:6].sum(), heat[:2, 6:].sum()], [0, 0, 0]])
-    sums[1] = heat[2:, :3].sum(), heat[2:, 3:6].sum(), heat[2:, 6:].sum()
-    assert maps["own"][0].tolist() == sums.ravel().tolist() and len(maps["random"]) == 19
-    wanted = {tuple(np.roll(sums, far, axis=(0, 1)).ravel()) for far in np.ndindex(2, 3)} - {tuple(sums.ravel())}
-    assert {tuple(moved) for moved in maps["shifted"]} == wanted and len(maps["shifted"]) == 5
+    assert maps["own"][0].tolist() == [6, 12, 6, 24, 30, 12]
+    sizes = np.array([[6, 6, 2]] * 2)
+    means = np.array([[1, 2, 3], [4, 5, 6]])
+    wanted = {tuple((np.roll(means, far, axis=(0, 1)) * sizes).ravel()) for far in np.ndindex(2, 3)} - {(6, 12, 6, 24, 30, 12)}
+    assert {tuple(moved.tolist()) for moved in maps["shifted"]} == wanted and len(maps["shifted"]) == 5
+    means = np.array(maps["random"]) / sizes.ravel()
+    assert len(means) == 19 and means.max() < 1 and np.ptp(means.mean(0)) < 0.4  # nor do these know of sizes
+
+
+def test_the_class_token_stays_where_it_is() -> None:
+    """It is of no place: heat on it can be moved to none, and a map that knows nothing but it is not true of places."""
+    heat = np.arange(2 * 5.0).reshape(2, 5)
+    maps = _maps(heat, np.arange(10).reshape(2, 5), 400, True, np.random.default_rng(0), first=True)
+    assert {(moved[0], moved[5]) for moved in maps["shifted"]} == {(0.0, 5.0)} and len(maps["shifted"]) == 7
+    assert {tuple(sorted(moved)) for moved in maps["shifted"]} == {tuple(range(10))}
+    grids = {tuple(np.array(moved).reshape(2, 5)[:, 1:].ravel()) for moved in maps["shifted"]}
+    own = heat[:, 1:].reshape(2, 2, 2)
+    moves = {tuple(np.roll(own, far, axis=(0, 1, 2)).ravel()) for far in np.ndindex(2, 2, 2)}
+    assert grids == moves - {tuple(own.ravel())}
+
+
+@pytest.mark.parametrize("by", [4, 16])
+def test_maps_do_not_beat_others_by_the_size_of_cells(by: int) -> None:
+    """Every place brings 1, and the last cell is smaller than the others: a map by lot must not be called true for that."""
+    value = torch.ones(1, 97, 1)
+    scorer: Any = OnPaper(value, torch.ones(97, 1), batch=5000)
+    task = Task(scorer, value, torch.zeros_like(value), methods.cells(scorer.axes, value, {"place": by}), False, {})
+    draw = np.random.default_rng(1)
+    found = [faithfulness(of(draw.random(97).tolist(), task), steps=5, controls=19, seed=i, progress=False) for i in range(100)]
+    assert np.mean([each.true for each in found]) <= 0.1
 
 
 def test_the_warning_is_of_the_controls_that_are_beaten_least() -> None:
@@ -298,7 +324,7 @@ def test_maps_that_know_nothing_are_true_no_oftener_than_the_level_says(kind: st
     assert by_random < 0.085 if kind == "each cell by lot" else by_random > 0.1  # which is why maps are moved, too
 
 
-@pytest.mark.parametrize(("count", "measured"), [(8, 0.053), (10, 0.048), (19, 0.020), (20, 0.015)])
+@pytest.mark.parametrize(("count", "measured"), [(8, 0.053), (12, 0.077), (19, 0.042), (20, 0.015)])
 def test_few_cells_are_tested_as_strictly(count: int, measured: float) -> None:
     """Of smooth maps that know nothing (shares of 600; here of 200); by random controls alone it would be 0.06 to 0.14."""
     value = torch.zeros(1, count, 1)
@@ -310,7 +336,7 @@ def test_few_cells_are_tested_as_strictly(count: int, measured: float) -> None:
     for i in range(200):
         heat = np.convolve(np.tile(draw.normal(size=count), 3), near, "same")[count : 2 * count]
         found.append(faithfulness(of(heat.tolist(), task), steps=4, controls=19, seed=i, progress=False))
-    assert np.mean([each.true for each in found]) == pytest.approx(measured, abs=0.03)
+    assert np.mean([each.true for each in found]) == pytest.approx(measured, abs=0.035)
     assert found[0].controls == {"random": 19, "shifted": min(19, count - 1)}
 
 

@@ -73,8 +73,15 @@ def test_what_has_not_changed_is_not_encoded_again(at: str, square: Trace, monke
     without, _ = score.without()
     x = score.value.repeat(3, *[1] * (score.value.ndim - 1))
     x[0, 2], x[1, 5], x[1, 0] = without[0, 2], without[0, 5], without[0, 0]
+    part = square.model.vision_model if at == "frames" else square.model.imagebind.trunk("audio")
+    seen: list[int] = []
+    handle = part.register_forward_hook(
+        lambda module, args, out: seen.append(len(out if isinstance(out, torch.Tensor) else out.last_hidden_state))
+    )
     with torch.no_grad():
         fast = score(x)
+        handle.remove()
+        assert 0 < sum(seen) <= 3  # and not 24
         monkeypatch.setattr(engine, "APART", ())
         torch.testing.assert_close(fast, score(x), atol=1e-5, rtol=0)
     assert fast.unique().numel() == 3 or at == "spectrograms"
@@ -84,6 +91,7 @@ def test_what_has_not_changed_is_not_encoded_again(at: str, square: Trace, monke
     ("edit", "at"),
     [
         (edits.zero("patches", frame=0), "frames"),
+        (edits.scale("patches", 0.5, frame=0), "frames"),  # which done twice is not done once
         (edits.zero("vision_model.1", frame=3), "frames"),
         (edits.zero("frame_tokens", frame=3), "frames"),
         (edits.zero("audio_features", segment=1), "spectrograms"),

@@ -341,3 +341,10 @@ def test_a_model_in_training_is_refused(bell: Trace) -> None:
         run.attention("video_qformer.0.cross")
     with pytest.raises(VltError, match=r"call model\.eval\(\)"):
         trace(model, bell.clip, QUESTION)
+
+
+def test_masks_of_numbers_are_refused() -> None:
+    """transformers makes none with the tap's mask function; one would mean something else here."""
+    ones = torch.ones(1, 1, 2, 4)
+    with pytest.raises(VltError, match=r"bool.*got torch\.float32"):
+        Call(torch.nn.Module(), ones, ones, ones, torch.zeros(1, 1, 2, 2), 1.0)

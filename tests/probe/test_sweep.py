@@ -123,6 +123,21 @@ def test_of_an_edited_run_all_that_is_possible_can_be_done(bell: Trace, edit: Ed
     assert len(sweep(run, left, progress=False)) == len(left) + 1
 
 
+def test_of_a_run_that_is_yet_to_be_made_too(bell: Trace) -> None:
+    run = bell.edited(edits.zero("frame_position"))
+    assert len(sweep(run, {"video": edits.without("video"), "reverse": edits.reverse()}, progress=False)) == 3
+
+
+def test_a_model_in_training_is_refused_wherever_it_is_run(bell: Trace) -> None:
+    run = bell.edited(edits.blank(frame=3))
+    bell.model.train()
+    try:
+        with pytest.raises(VltError, match="the model is being trained"):
+            run.stage("image_queries")
+    finally:
+        bell.model.eval()
+
+
 def test_a_new_edit_that_does_nothing_beside_one_that_did_is_told(bell: Trace) -> None:
     cut = edits.knockout("audio", by="answering")
     run = bell.rerun(cut)

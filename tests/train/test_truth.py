@@ -140,7 +140,8 @@ def test_chance_stands_under_the_ways_it_is_of() -> None:
     ways = [("a", 0.1), ("b", 0.1), ("tubes", 0.3), ("c", 0.1)]
     rows = pd.DataFrame(
         [
-            {"question": kind, "explained": sort, "way": way, "chance": chance if kind == "shape" else 0.125}
+            {"question": kind, "explained": sort, "way": way}
+            | {"chance": (chance if kind == "shape" else 0.125) * (1 if sort == "model" else 2)}
             for way, chance in ways
             for kind in ("shape", "hear")
             for sort in ("model", "random weights")
@@ -154,7 +155,7 @@ def test_chance_stands_under_the_ways_it_is_of() -> None:
     assert cells[2][1:3] == ["0.10", "0.12"] and cells[4][1:3] == ["0.30", "-"] and cells[3][1:3] == ["1.00", "-"]
     assert cells[0][4:] == ["1", "2", "0.1"]
     chances = [line.split("|")[2].strip() for line in second.splitlines() if "chance" in line]
-    assert chances == ["0.11", "0.30", "0.11"]  # both kinds together
+    assert chances == ["0.23", "0.60", "0.23"]  # both kinds together
     strokes = [line for line in figures.truth(table).axes[0].lines if line.get_label() == "chance"]
     assert strokes[0].get_xdata().tolist() == pytest.approx([0.1, 0.1, 0.3, 0.1])
 
