@@ -98,7 +98,9 @@ def test_sound_alone_and_a_picture(boxed: VideoLlama, tmp_path: Path) -> None:
     assert held["shown"]["frames"] == [] and "frames" not in held["page"]["heats"]["0 relevance"]
 
 
-@pytest.mark.parametrize("edit", [edits.without("audio"), edits.custom("video_prefix", lambda value: 0 * value)], ids=str)
+@pytest.mark.parametrize(
+    "edit", [edits.without("audio"), edits.custom("video_prefix", lambda value: 0 * value)], ids=["without", "a function"]
+)
 def test_of_an_edited_run_it_says_so(bell: Trace, tmp_path: Path, edit: edits.Edit) -> None:
     run = bell.rerun(edit)
     run.save_html(tmp_path / "x.html", methods=["relevance"], progress=False)
