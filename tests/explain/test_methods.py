@@ -240,7 +240,7 @@ def test_where_there_is_little_to_explain_it_says_so(bell: Trace) -> None:
     """What is seen brings nothing to what is heard."""
     heat = attribute(bell, "patches", "gradient_x_input", "bell", progress=False)
     assert heat.warnings == [
-        f"The score is {heat.score:.2f} with all of it and {heat.score_without:.2f} without: little to explain."
+        f"The score is {heat.score:.2g} with all of it and {heat.score_without:.2g} without: little to explain."
     ]
     assert heat.warnings[0] in heat.figure().alt
     assert attribute(bell, "audio_features", "gradient_x_input", "bell", progress=False).warnings == []

@@ -52,9 +52,12 @@ class Faithfulness:
     table: pd.DataFrame
     controls: dict[str, int]
     beats: dict[str, bool]
-    true: bool
     attribution: Attribution = dataclasses.field(repr=False)
     cells: Mapping[str, int] | None = None
+
+    @property
+    def true(self) -> bool:
+        return self.beats["gain"]
 
     @property
     def warning(self) -> str:
@@ -127,7 +130,7 @@ def faithfulness(
     task = _task(attribution, cells)
     count = task.n_cells
     _check(count, steps, controls, samples, noise, seed)
-    steps = max(steps, count) if count <= ENOUGH else steps  # so few are taken away one by one: else moves by one tie
+    steps = max(steps, count if count <= ENOUGH else 0)  # so few are taken away one by one: else moves by one tie
     draw = np.random.default_rng(seed)
     luck, gone = draw.random(count), draw.random((4 * steps, count)) < 0.5
     numbers = _numbers(attribution, task)
@@ -150,8 +153,7 @@ def faithfulness(
             curves[kind].append(curve)
     table = _summary(pd.DataFrame(rows))
     others = {kind: len(found) for kind, found in maps.items() if kind != "own"}
-    beats = _beats(table, others)
-    return Faithfulness(_bounds(curves, fractions), table, others, beats, beats["gain"], attribution, cells)
+    return Faithfulness(_bounds(curves, fractions), table, others, _beats(table, others), attribution, cells)
 
 
 def _beats(table: pd.DataFrame, others: Mapping[str, int]) -> dict[str, bool]:
