@@ -84,30 +84,32 @@ def test_code_of_the_readme_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     assert len(capsys.readouterr().out.splitlines()) >= 2
 
 
-def rows_of_the_readme(first: str) -> dict[str, list[str]]:
-    """The table under a heading that begins so: first cell -> the others."""
+def rows_of_the_readme(first: str) -> list[tuple[str, list[str]]]:
+    """The table under a heading that begins so: the first cell of every row, and the others."""
     table = README[README.index(f"| {first} |") :].split("\n\n")[0]
     cells = [[cell.strip(" *") for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
-    return {name: rest for name, *rest in cells}
+    return [(name, rest) for name, *rest in cells]
 
 
 def test_truth_table_is_of_its_file() -> None:
     found = pd.DataFrame(json.loads((ROOT / "data" / "box" / "truth.json").read_text()))
     found = found[found["explained"] == "model"]
-    for way, cells in rows_of_the_readme("way | shape").items():
-        of = found[found["way"] == way].set_index("question")
-        pointing = [f"{of['pointing'][kind]:.2f}" if kind in of.index else "-" for kind in dict.fromkeys(found["question"])]
-        assert cells[:5] == pointing, way
-        tested = of[of["beats"].notna()]
-        true = (tested["beats"] * tested["tested"]).sum() / tested["tested"].sum()
-        assert cells[5:] == [f"{true:.2f}", f"{of['forwards'].mean() + of['backwards'].mean():.0f}"], way
+    kinds, last = list(dict.fromkeys(found["question"])), pd.DataFrame()
+    for way, cells in rows_of_the_readme("way | shape"):
+        of = last if way == "chance" else found[found["way"] == way].set_index("question")
+        measure = of["chance" if way == "chance" else "pointing"]
+        assert cells[:5] == [f"{measure[kind]:.2f}" if kind in of.index else "-" for kind in kinds], way
+        if way != "chance":
+            last, tested = of, of[of["beats"].notna()]
+            true = (tested["beats"] * tested["tested"]).sum() / tested["tested"].sum()
+            assert cells[5:] == [f"{true:.2f}", f"{of['forwards'].mean() + of['backwards'].mean():.0f}"], way
 
 
 def test_ablation_table_is_of_its_file() -> None:
     found = pd.DataFrame(json.loads((ROOT / "data" / "box" / "evaluation.json").read_text()))
     found["correct"] = found["right"] * found["n"]
     conditions = ["no video", "no sound", "frame positions removed", "frames reversed", "segment positions removed"]
-    for question, cells in rows_of_the_readme("question | one object").items():
+    for question, cells in rows_of_the_readme("question | one object"):
         asked = found[found["question"] == question]
         full = asked[asked["condition"] == "full"].set_index("objects")["right"]
         sums = asked.groupby("condition")[["correct", "n"]].sum()

@@ -533,7 +533,7 @@ def test_heat_that_is_at_no_place_is_in_the_bars(probe: Probe) -> None:
     assert told.startswith(f"Patches: {sum(heat['frame_bars']) - places:.2g} of the heat is at no place")
 
 
-@pytest.mark.parametrize("method", ["occlusion", "ablation"])
+@pytest.mark.parametrize("method", ["occlusion"])
 def test_what_is_taken_away_is_what_was_measured(probe: Probe, method: str) -> None:
     """Whole segments of sound, of which `vlt truth` says that they point right, and in the time that a person waits."""
     probe.explain("bell", method)
