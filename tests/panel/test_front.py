@@ -343,16 +343,20 @@ def test_sound_that_is_shorter_than_a_segment(show: Callable[..., Any]) -> None:
     assert at.locator(".segments label").all_inner_texts() == ["0", "1", "2", "3"]
 
 
-UPLOAD = """async ([size, refused]) => {
+UPLOAD = """async ([size, refused, ...expected]) => {
+    const settled = async (count) => { // as many as are expected, in good time, and no more soon after
+      for (let i = 0; i < 500 && sent.length < count; i++) await new Promise((then) => setTimeout(then, 20));
+      await new Promise((then) => setTimeout(then, 300));
+    };
     const input = document.querySelector("input[type=file]"), file = new File(["x"], "x.mp4");
     Object.defineProperty(file, "size", { value: size });
     file.slice = () => ({ arrayBuffer: async () => new ArrayBuffer(0) });
     Object.defineProperty(input, "files", { value: [file] });
     input.dispatchEvent(new Event("change"));
-    await new Promise((then) => setTimeout(then, 300));
+    await settled(expected[0]);
     const first = sent.length;
     if (first) put({ received: [sent[0].number, refused ? -1 : 3 * 2 ** 20] });
-    await new Promise((then) => setTimeout(then, 300));
+    await settled(expected[1]);
     return [first, sent.length];
 }"""
 
@@ -364,7 +368,7 @@ UPLOAD = """async ([size, refused]) => {
 )
 def test_a_file_is_sent_as_it_is_taken(show: Callable[..., Any], size: int, refused: bool, expected: tuple[int, int]) -> None:
     at = show()
-    assert tuple(at.evaluate(UPLOAD, [size, refused])) == expected
+    assert tuple(at.evaluate(UPLOAD, [size, refused, *expected])) == expected
     assert ("512 at most" in at.get_by_role("alert").inner_text()) is (expected == (0, 0))
 
 

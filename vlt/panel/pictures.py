@@ -146,9 +146,9 @@ def heat(
 
 
 def _ways(run: Trace, method: str) -> list[tuple[str, dict[str, Any]]]:
-    """Where a method has its heat, on what is seen and on what is heard, and its options: as `vlt truth` measures them, with
-    integrated gradients at the patches, where they point right about as often as at the pixels, for a sixteenth of the
-    time."""
+    """Where a method has its heat, on what is seen and on what is heard, and its options: as in `vlt truth`, of what it
+    measures, with integrated gradients at the patches, where they point right about as often as at the pixels, for a
+    sixteenth of the time."""
     if method == "grad_cam":
         return [("patches", {}), ("audio_features", {})]
     if method == "integrated_gradients":
@@ -164,7 +164,7 @@ def _ways(run: Trace, method: str) -> list[tuple[str, dict[str, Any]]]:
 
 
 def _there(run: Trace, stage: str) -> bool:
-    branch = "video" if stage in ("frames", "patches") else "audio"
+    branch = stages.branch(stage)
     return branch in run.setting.branches and branch in run.prompt.branches
 
 

@@ -204,10 +204,8 @@ def compare(
             world.write(made, folder / f"{i}.mp4", silence=True)
         work = partial(_explained, scenes=scenes, folder=folder, ways=tuple(ways or WAYS), controls=controls)
         found = _each(model, work, len(scenes), processes)
-        with (
-            contextlib.suppress(KeyboardInterrupt),
-            contextlib.closing(found),
-        ):  # what is done by then is told: the table says of how many maps
+        # interrupted, what is done by then is told: the table says of how many maps
+        with contextlib.suppress(KeyboardInterrupt), contextlib.closing(found):
             for i, some in tqdm(found, total=len(scenes), desc="explaining", disable=quiet, unit="clip"):
                 rows[i] = some
     if not any(rows.values()):
