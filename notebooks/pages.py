@@ -76,6 +76,9 @@ def _labels(cell: NotebookNode, text: str) -> str:
     """What a picture that a lesson draws by hand says of itself: its titles and labels, or what the text before it ends with."""
     found = re.findall(r'(?:title|label)\(\s*f?"([^"]+)"', cell.source)
     plain = [re.sub(r"\{[^}]*\}", "...", name).replace("\\n", " ") for name in found]
+    plain = [
+        name for name in plain if len(re.findall("[a-z]", name)) > 3
+    ]  # "... s" tells nothing
     ends = re.split(r"(?<=[.!?:])\s", text.replace("*", "").replace("`", "").strip())[-1]
     return f"Drawn by the code above: {'; '.join(plain) or ends}"
 
