@@ -42,7 +42,10 @@ def page(notebook: NotebookNode) -> str:
     for cell in notebook.cells:
         if cell.cell_type == "code":
             shown = [out for out in cell.outputs if VIEW not in out.get("data", {})]
-            moves |= {cell.id} if len(shown) < len(cell.outputs) else set()
+            if len(shown) < len(cell.outputs) and any(
+                PNG in out.get("data", {}) for out in shown
+            ):
+                moves |= {cell.id}
             cell.outputs = shown
     notebook.cells = [part for cell in notebook.cells for part in (cell, *_still(cell, moves))]
     from_elsewhere = ("mathjax", "require_js", "jquery", "mermaid_js", "mermaid_layout_elk_js")
