@@ -74,6 +74,12 @@ def test_a_question_cannot_open_a_slot() -> None:
     assert sum(isinstance(part, Slot) for part in prompts.template("vicuna").chat([(message, None)])) == 1
 
 
+def test_half_a_character_is_refused() -> None:
+    text = prompts.template("vicuna").chat([(prompts.message("what? \ud83d", "text", ()), None)])
+    with pytest.raises(VltError, match="holds half a character"):
+        prompts.tokenise(text, byte_tokenizer())
+
+
 @pytest.mark.parametrize(
     ("raw", "clean"),
     [

@@ -115,6 +115,19 @@ def test_noise_is_drawn_anew_for_every_place(bell: Trace) -> None:
     assert abs(float((drawn[names[0]] * drawn[names[1]]).mean())) < 0.05
 
 
+def test_the_same_draw_is_not_added_to_itself(bell: Trace) -> None:
+    first = bell.edited(edits.noise("audio_prefix"))
+    for again in (edits.noise("audio_prefix"), edits.noise("audio_prefix", audio_query=3)):
+        with pytest.raises(VltError, match="another edit adds the same draw at 'audio_prefix'; give it a seed of its own"):
+            first.edited(again)
+    with pytest.raises(VltError, match=r"at 'video_qformer\.1'"):
+        bell.edited([edits.noise("video_qformer.1"), edits.noise("video_qformer.*")])
+    plain, once = bell.stage("audio_prefix"), first.stage("audio_prefix")
+    twice = first.edited(edits.noise("audio_prefix", seed=1)).stage("audio_prefix")
+    added = torch.stack([(once - plain).flatten(), (twice - once).flatten()])
+    assert abs(float(torch.corrcoef(added)[0, 1])) < 0.1
+
+
 def test_mean_and_resample(bell: Trace, buzz: Trace) -> None:
     hum = shipped("hum")
     others = [read(buzz, "audio_queries"), read(trace(bell.model, hum, QUESTION), "audio_queries")]
@@ -296,6 +309,8 @@ WHERE = [
     ("prefix", {"group": "question"}, np.s_[82:87]),
     ("prefix", {"word": [" sound", " imagine"]}, np.s_[[13, 18]]),
     ("prefix", {"word": " sound"}, np.s_[18]),
+    ("prefix", {"word": "question"}, np.s_[71]),  # the word, not the group of that name
+    ("language_model.1", {"word": "question"}, np.s_[71]),
     ("imagebind.1.self", {"head": 1, "sound_patch": "row 0", "segment": 2}, np.s_[2, 1:13, 1]),
     ("language_model.2.self", {"head": [0, 3], "token": "answering"}, np.s_[89:95, [0, 3]]),
     ("frame_position", {"frame": "frame 1-2"}, np.s_[1:3]),
@@ -320,7 +335,19 @@ def test_places_are_named_by_axis_coordinate_or_phrase(bell: Trace, at: str, whe
         ("frames", {"frame": 1.5}, "1.5"),
         ("frame_tokens", {"seconds": "30:40"}, "names no place"),
         ("frame_tokens", {"seconds": "a:b"}, "seconds 'a:b'"),
-        ("prefix", {"word": ["zebra"]}, "word 'zebra' was asked for"),
+        ("prefix", {"word": ["zebra"]}, "word 'zebra' is not there"),
+        ("prefix", {"word": "imagin"}, "nearest: imagine"),
+        ("prefix", {"word": "answering"}, "word 'answering' is not there"),  # a phrase is no word
+        ("prefix", {"word": " "}, "say a text, or a list of them"),
+        ("prefix", {"group": "answering"}, "group 'answering' is not there"),
+        ("prefix", {"frame": 3}, "'prefix' has no axis 'frame': a token of the language model mixes all frames; ask at"),
+        ("language_model.1", {"segment": 3}, "has no axis 'segment': a token .* mixes all segments; ask at the stage 'segment"),
+        ("video_prefix", {"frame": 3}, "'video_prefix' has no axis 'frame': a video query mixes all frames; ask at the stage"),
+        (
+            "audio_queries",
+            {"segment": 3},
+            "has no axis 'segment': an audio query mixes all segments; ask at the stage 'segment_",
+        ),
         ("audio_prefix", {"token": 0}, "has no axis 'token'"),
         ("language_model.1", {"token": "frame 3"}, "ask at the stage 'frame_tokens'"),
         ("language_model.1", {"head": 0}, "has no axis 'head'"),

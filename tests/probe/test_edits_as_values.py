@@ -12,6 +12,7 @@ import torch
 from tests.probe.conftest import QUESTION, shipped
 from vlt import edits
 from vlt.errors import VltError
+from vlt.inputs.clip import Clip
 from vlt.probe.edits import KINDS, Edit
 from vlt.probe.trace import Trace, trace
 
@@ -104,6 +105,21 @@ def test_a_clip_without_sound_may_give_its_pictures(bell: Trace) -> None:
     assert not np.array_equal(value, bell["video_queries"].values)
 
 
+def test_runs_of_one_clip_are_told_apart(bell: Trace, buzz: Trace) -> None:
+    """Values of a run and of what edits made of it are not the same, though both are of one file."""
+    changed = buzz.edited(edits.scale("spectrograms", 0.5), answer="I hear a buzz.")
+    plain, other = edits.swap("audio_prefix", buzz), edits.swap("audio_prefix", changed)
+    assert plain != other and str(other).endswith("with [\"scale('spectrograms', factor=0.5)\"])")
+    assert list(bell.rerun([plain, other]).fired.values()) == [1, 1]
+
+
+def test_saved_sources_are_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(shipped("buzz").path.parent)
+    (edit,) = edits.loads(edits.dumps(edits.swap_sound(Clip("buzz.mp4"))))
+    monkeypatch.chdir(tmp_path)
+    assert Path(edit.sources[0].clip) == shipped("buzz").path.resolve()
+
+
 def test_functions_and_edited_runs_cannot_be_saved(bell: Trace) -> None:
     with pytest.raises(VltError, match="a function cannot be saved"):
         edits.dumps(edits.custom("frames", lambda value: value))
@@ -156,6 +172,7 @@ def made(**row: object) -> str:
     return json.dumps([row])
 
 
+GONE = {"clip": "/nowhere/gone.mp4", "question": ""}
 MISUSED = {
     "no place": made(kind="zero", at="eyes"),
     "a clip that is not there": made(kind="swap", at="frames", sources=[{"clip": "/nowhere.mp4", "question": ""}]),
@@ -191,6 +208,8 @@ def test_what_reads_well_and_cannot_be_done_is_refused_in_one_line(bell: Trace, 
 MADE = {
     "a factor of noise": (lambda: edits.noise("frames", size=0.0), "would change nothing"),
     "a shift": (lambda: edits.shift(0), "would change nothing"),
+    "a shift by less than a sample": (lambda: edits.shift(3e-5), "would change nothing"),
+    "a factor that rounds to one": (lambda: edits.scale("frames", 1 + 1e-12), "scale by 1 would change nothing"),
     "a mean of nothing": (lambda: edits.mean("frames", []), "a list of at least one clip"),
     "a mean of no list": (lambda: edits.mean("frames", shipped("hum")), "a list of at least one clip or trace; got Clip"),
     "a factor of one": (lambda: edits.scale("frames", 1.0), "scale by 1 would change nothing"),
@@ -235,6 +254,11 @@ USED = {
     "no edit": ([], "no edit was given"),
     "no edits": (["zero"], "an edit is made by vlt.edits"),
     "what was asked": (edits.ask("What do you hear?"), "is what was asked already; nothing would change"),
+    "a branch that is gone": ([edits.without("audio"), edits.without("audio")], "is taken from the prompt already"),
+    "values of a file that is gone": (
+        edits.loads(made(kind="swap", at="frames", sources=[GONE])),
+        "gone.mp4: no such file; an",
+    ),
     "a twin that has nothing left to cut": ([edits.knockout("audio"), edits.knockout("audio")], "did nothing"),
     "an answer to be made": (edits.noise("language_model.1"), "reaches into the answer, which is yet to be made"),
     "what is not run": ([edits.without("video"), edits.zero("video_queries")], "did nothing"),

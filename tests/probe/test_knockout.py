@@ -169,6 +169,17 @@ def test_every_attention_can_be_cut(bell: Trace, name: str) -> None:
     assert columns == array.shape[-1]
 
 
+@pytest.mark.parametrize("name", [n for n in ATTENTIONS if n.endswith(".0.self")])
+def test_what_is_not_looked_at_still_looks_at_itself(bell: Trace, name: str) -> None:
+    """By default everything else is kept from looking; also in ImageBind, whose patches look at one key more than they are."""
+    again = bell.edited(edits.knockout([3], at=name), answer=bell.answer.text)
+    array, plain = again.attention(name).values, bell.attention(name).values
+    others = [i for i in range(array.shape[-2]) if i != 3]
+    assert not array[..., others, 3].any()
+    np.testing.assert_array_equal(array[..., 3, :], plain[..., 3, :])
+    assert array[..., 3, 3].all()
+
+
 REFUSED = {
     "blind": (lambda: edits.knockout("all", by="all"), "nothing to look at; cut less"),
     "the first token": (lambda: edits.knockout([0], by=[0]), "nothing to look at"),
@@ -206,6 +217,11 @@ DECODED = {
     "the prefix in another order": lambda: edits.reverse("prefix", axis="token"),
     "another clip's": lambda: edits.swap("language_model.[01]", shipped("buzz"), token="audio"),
     "several": lambda: [edits.knockout("audio", by="answering"), edits.zero("language_model.1.mlp", token="last")],
+    "a word of the prompt": lambda: edits.zero("language_model.0", word="answer"),
+    "a function of all tokens": lambda: edits.custom("language_model.2", lambda x: x - 0.1 * x.mean(0, keepdim=True)),
+    "a function of heads": lambda: edits.custom(
+        "language_model.1.self", lambda x: x.flip(0), token=["audio", "answer"], head=[1, 2]
+    ),
 }
 
 

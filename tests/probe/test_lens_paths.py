@@ -359,6 +359,34 @@ def test_there_is_no_heat_where_nothing_is_looked_at(bell: Trace, branch: str, m
     assert all(found[name].values.any() for name in light)
 
 
+ELSEWHERE = {
+    "another order": edits.reverse("image_queries", "frame"),
+    "another order of segments": edits.reverse("audio_features", "segment"),
+    "zero": edits.zero("audio_prefix"),
+    "zero by scaling": edits.scale("audio_prefix", 0.0),
+    "of another clip": edits.swap("audio_prefix", shipped("buzz")),
+    "a function": edits.custom("frame_tokens", lambda value: value.flip(0)),
+    "a head": edits.zero("video_qformer.1.cross", head=2),
+    "a layer": edits.zero("language_model.1", token="audio"),
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", ELSEWHERE)
+def test_what_attention_did_not_bring_is_not_followed_back(bell: Trace, name: str, method: str) -> None:
+    with pytest.raises(VltError, match="puts other numbers in the place of what attention brought there"):
+        path(bell.edited(ELSEWHERE[name], answer=bell.answer.text), WORD, method)
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [edits.reverse(), edits.mute(segment=1), edits.zero("frame_position"), edits.noise("patches", 0.1), edits.ask("What?")],
+)
+def test_what_does_not_break_the_way_is_followed(bell: Trace, edit: edits.Edit) -> None:
+    path(bell.edited(edit, answer=bell.answer.text), WORD, "rollout")
+    rollout(bell.edited(edits.zero("audio_prefix"), answer=bell.answer.text), "video_qformer")  # not on the way
+
+
 def test_one_frame_that_is_not_looked_at_is_dark(bell: Trace) -> None:
     again = bell.edited(edits.knockout("frame 3", at="video_qformer.*.cross"), answer=bell.answer.text)
     for method in METHODS:

@@ -23,6 +23,7 @@ from vlt.model.video_llama import VideoLlama
 from vlt.probe import engine
 from vlt.probe import sweep as sweeping
 from vlt.probe.edits import Edit
+from vlt.probe.interaction import interaction
 from vlt.probe.sweep import ABLATIONS, UNEDITED, ablations, possible, sweep
 from vlt.probe.trace import Trace, trace
 
@@ -353,6 +354,17 @@ def test_results_of_other_runs_are_not_mixed_up(bell: Trace, silent: Trace, tmp_
     pd.testing.assert_frame_equal(sweep(run, chosen, keep=path, progress=False), first)  # and the first is still there
 
 
+def test_results_of_a_model_with_hooks_are_not_mixed_up(silent: Trace, tmp_path: Path) -> None:
+    """What changes a model and is none of its weights."""
+    path, chosen = tmp_path / "results.jsonl", {"none": edits.zero("video_prefix")}
+    sweep(silent, chosen, keep=path, progress=False)
+    model = copy.deepcopy(silent.model)
+    model.language_model.get_decoder().layers[1].mlp.register_forward_hook(lambda module, args, output: output * 1.3)
+    found = sweep(other(silent, model=model), chosen, keep=path, progress=False)
+    pd.testing.assert_frame_equal(found, sweep(other(silent, model=model), chosen, progress=False))
+    assert len(lines(path)) == 4
+
+
 def test_results_with_other_candidates_are_not_mixed_up(silent: Trace, tmp_path: Path) -> None:
     path, chosen = tmp_path / "results.jsonl", {"none": edits.zero("video_prefix")}
     for candidates in ((), ["A star."], ["A circle."], ["A star.", "A circle."]):
@@ -447,6 +459,32 @@ def test_candidates_that_are_not_several(bell: Trace) -> None:
         assert found.loc[UNEDITED, "answer"] == bell.answer.text
     except VltError:
         pass
+
+
+@pytest.mark.parametrize("batch", [0, -1, 1.5, True])
+def test_batches_have_rows(bell: Trace, batch: object) -> None:
+    for do in (lambda: sweep(bell, {"deaf": edits.mute()}, batch=batch), lambda: interaction(bell, batch=batch)):  # type: ignore[arg-type]
+        with pytest.raises(VltError, match="expected a number of rows from 1 on"):
+            do()
+
+
+def test_words_of_an_answer_are_not_edited_where_it_is_read_and_left_where_it_is_made(bell: Trace) -> None:
+    edit = edits.zero("language_model.0", word="hear")  # of the answer, which has it too
+    with pytest.raises(VltError, match="reaches into the answer, which is yet to be made"):
+        sweep(bell, {"hear": edit}, progress=False)
+    with pytest.raises(VltError, match="reaches into the answer"):
+        bell.rerun(edit, answer=bell.answer.text)
+
+
+def test_a_variant_has_edits(bell: Trace) -> None:
+    with pytest.raises(VltError, match="nothing: no edit was given"):
+        sweep(bell, {"deaf": edits.mute(), "nothing": []}, progress=False)
+
+
+def test_a_mean_is_over_values_of_one_shape(bell: Trace, buzz: Trace) -> None:
+    fewer = trace(bell.model, buzz.clip, QUESTION, n_frames=4)
+    with pytest.raises(VltError, match=r"\[64, 96\] is here, and \[32, 96\] of 'buzz.mp4'"):
+        bell.rerun(edits.mean("frame_tokens", [buzz, fewer]))
 
 
 @pytest.mark.parametrize("variants", [{}, [edits.mute(), edits.blank()], edits.mute(), "mute", {"unedited": edits.mute()}])

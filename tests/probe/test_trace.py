@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 from PIL import Image
 
 import vlt
@@ -19,6 +20,8 @@ from vlt.errors import VltError
 from vlt.inputs.clip import Clip
 from vlt.model import stages
 from vlt.model.video_llama import VideoLlama
+from vlt.probe.labels import Heard
+from vlt.probe.sites import fits
 from vlt.probe.trace import Trace, trace
 
 
@@ -245,10 +248,42 @@ def test_patterns_find_all_that_they_fit(bell: Trace) -> None:
     assert list(bell["vision_model.[02].mlp"]) == ["vision_model.0.mlp", "vision_model.2.mlp"]
     assert list(bell["*_position"]) == of(("table",))
     assert list(bell["video_qformer.**"]) == of(("block", "mlp", "self", "cross"), "video_qformer.")
+    assert list(bell["**.self"]) == of(("self",))
     assert list(bell["*_prefix"]) == ["video_prefix", "audio_prefix"]
     assert list(bell["video_*"]) == ["video_queries", "video_prefix"]
     one = bell.attention("video_qformer.1.cross")
     assert np.array_equal(one.values, bell.attention("video_qformer.[1].cross")["video_qformer.1.cross"].values)
+
+
+def test_layers_of_two_digits_are_numbers_in_patterns() -> None:
+    names = [f"language_model.{i}.mlp" for i in range(16)]
+    assert [n for n in names if fits("language_model.[8-14].mlp", n)] == names[8:15]
+    assert [n for n in names if fits("**.[10-14].*", n)] == names[10:15]
+    assert [n for n in names if fits("language_model.[12].*", n)] == names[1:3]  # characters, as ever
+    assert not [n for n in names if fits("language_model.[9-3].mlp", n)]
+
+
+def test_only_what_is_asked_for_is_read(bell: Trace) -> None:
+    whole = bell["language_model.2"]
+    audio = bell.read("language_model.2", token="audio", width="3:7")
+    xr.testing.assert_identical(audio, whole[bell.tokens.find("audio"), 3:7])
+    said = bell.read("language_model.*.self", token="answering", head=1)
+    assert {array.shape for array in said.values()} == {(6, 1, 32)}
+    np.testing.assert_array_equal(said["language_model.1.self"][:, 0], bell["language_model.1.self"][89:95, 1])
+    frame = bell.read("frame_tokens", frame=3)
+    np.testing.assert_array_equal(frame, bell["frame_tokens"][24:32])
+    assert set(frame.frame.values) == {3}
+    with pytest.raises(VltError, match="ask at the stage 'frame_tokens'"):
+        bell.read("language_model.2", frame=3)
+    for name in ("image_queries", "vision_model.0"):
+        assert bell.read(name, frame=2).shape[0] == 1
+
+
+def test_only_what_is_asked_for_is_kept_while_it_runs(bell: Trace) -> None:
+    site = bell.sites["language_model.1"]
+    kept = Heard(site, bell.axes_of(site.name), {"token": "last"})
+    bell.observe({site.name: kept.hear})
+    assert kept.value.shape == (1, 128) and kept.value.untyped_storage().nbytes() == 4 * 128
 
 
 def test_all_that_a_pattern_fits_comes_from_one_pass(bell: Trace) -> None:

@@ -414,6 +414,8 @@ def test_attention_to_groups(run: Trace) -> None:
 def refusals(run: Trace, silent: Trace, found: xr.Dataset) -> Sequence[tuple]:
     many = xr.DataArray(np.zeros((8, 9, 2, 2)), dims=["frame", "head", "a", "b"])
     table = pd.DataFrame({"answer": ["a"], "same": [True]})
+    fewer = vlt.path(vlt.trace(run.model, run.clip, run.question, n_frames=5, answer=run.answer.text), "bell")
+    otherwise = vlt.path(run.edited(vlt.edits.ask("What do you see?"), answer=run.answer.text), "bell")
     return [
         (lambda: figures.over_frames(found.video, run), r"takes the run first .* this is a DataArray"),
         (lambda: figures.over_frames(run, found.video.values), r"labelled array .* this is a ndarray"),
@@ -430,7 +432,10 @@ def refusals(run: Trace, silent: Trace, found: xr.Dataset) -> Sequence[tuple]:
         (lambda: figures.over_tokens(silent, found.tokens), "is it of another run"),
         (lambda: figures.over_tokens(run, run.attention("language_model.0.self", mean=True)), r"\[token 96, token_seen 96\]"),
         (lambda: figures.path(run, found.video), "Dataset of vlt.path"),
-        (lambda: figures.path(silent, found), "96 tokens, the run has 76"),
+        (lambda: figures.path(silent, found), "this Dataset is of two_bell.mp4, the run of silent.mp4"),
+        (lambda: figures.over_frames(run, fewer.video), r"what this array says of its frames \(frame_number\) is not so"),
+        (lambda: figures.over_tokens(run, otherwise.tokens), r"of its tokens \(word\) is not so in the run: is it of another"),
+        (lambda: figures.over_sound(run, found.audio.assign_coords(start=found.start + 1)), r"of its segments \(start\)"),
         (lambda: figures.sweep(table), "with columns answer, same, change; this is a table of answer, same"),
         (lambda: figures.sweep(found), "this is a Dataset"),
         (lambda: figures.lens(found), "Dataset of lens"),

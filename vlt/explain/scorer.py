@@ -17,7 +17,7 @@ from vlt.errors import VltError, check_type, nearest
 from vlt.model import stages
 from vlt.probe import edits, language
 from vlt.probe.axes import Axis
-from vlt.probe.engine import ENCODERS
+from vlt.probe.engine import ENCODERS, check_batch
 from vlt.probe.language import Row
 from vlt.probe.trace import Trace
 
@@ -70,8 +70,7 @@ class Scorer:
     """
 
     def __init__(self, run: Trace, at: str, target: Target, batch: int) -> None:
-        if not isinstance(batch, int) or isinstance(batch, bool) or batch < 1:
-            raise VltError(f"batch {batch!r}; expected a number of rows from 1 on")
+        check_batch(batch)
         self.run, self.at, self.target, self.batch, self.forwards = run, at, target, batch, 0
         self.reader = _reader(run, target)
         self.bar: Any = tqdm(disable=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
@@ -162,6 +163,8 @@ def tokenise(text: Text, tokenizer: Tokenizer) -> Prompt:
     for part in text:
         if isinstance(part, Slot):
             parts.append(part.branch)
+        elif re.search("[\ud800-\udfff]", part):
+            raise VltError(f"{part!r}: holds half a character (a lone surrogate); give valid text")
         else:
             parts.append((begin if not parts else ()) + tuple(tokenizer.encode(part, add_special_tokens=False)))
     return Prompt(tuple(parts))

@@ -27,18 +27,8 @@ TOP_P = 0.9
 TEMPERATURE = 1.0
 
 # The other options of `answer`.
-_ANSWERING = (
-    "sample",
-    "temperature",
-    "top_p",
-    "max_new_tokens",
-    "seed",
-    "branches",
-    "n_frames",
-    "coverage",
-    "history",
-    "system",
-)
+_ASKING = ("history", "branches", "n_frames", "coverage", "system")
+_DRAWING = ("sample", "temperature", "top_p", "max_new_tokens", "seed")
 
 _NO_CLIP = "a clip was given as {}; open it first: vlt.Clip(path)"
 
@@ -245,11 +235,7 @@ class Answers:
         time. An answer ends at the template's stop sign. options: of transformers' `generate`, those of OPTIONS.
         """
         self._check_generation(asked, prefixes, sample, {"temperature": temperature, "top_p": top_p, "seed": seed}, options)
-        room = self.config.text_config.max_position_embeddings - max(self.length(p) for p in asked)
-        if not 1 <= max_new_tokens <= room:
-            limit = self.config.text_config.max_position_embeddings
-            taken = f"the prompt, earlier turns included, takes {limit - room} of the language model's {limit} positions"
-            raise VltError(f"max_new_tokens is {max_new_tokens}; {taken}, which leaves {max(room, 0)}")
+        self.check_room(asked, max_new_tokens)
         drawing: dict[str, Any] = {"do_sample": sample}
         if sample:
             drawing |= {"temperature": temperature or TEMPERATURE, "top_p": top_p or TOP_P}
@@ -259,6 +245,13 @@ class Answers:
             given = {"prompt": list(asked), **self.batched(asked, prefixes)}
             out = self.run(given, ["prefix", "prefix_mask"])
             return self.continue_from(asked, out["prefix"], out["prefix_mask"], max_new_tokens, **drawing, **options)
+
+    def check_room(self: VideoLlama, asked: Sequence[Prompt], max_new_tokens: int) -> None:
+        """Is there a position for so many new tokens behind the longest of these prompts?"""
+        limit, taken = self.config.text_config.max_position_embeddings, max(self.length(p) for p in asked)
+        if not 1 <= max_new_tokens <= limit - taken:
+            there = f"{taken} of the language model's {limit} positions, which leaves {max(limit - taken, 0)}"
+            raise VltError(f"max_new_tokens is {max_new_tokens}; the prompt, earlier turns included, takes {there}")
 
     @torch.no_grad()
     def continue_from(
@@ -293,7 +286,7 @@ class Answers:
                 have, want = (", ".join(sorted(b)) or "none" for b in (prefix, set(prompt.branches)))
                 raise VltError(f"a prompt has places for the soft tokens of: {want}; given were those of: {have}")
         for name in sorted(set(options) - set(OPTIONS)):
-            known = [*OPTIONS, *_ANSWERING]
+            known = [*OPTIONS, *_ASKING, *_DRAWING]
             raise VltError(f"no option {name!r} of answers; {nearest(name, known)}")
         given = {name: value for name, value in drawing.items() if value is not None}
         if given and not sample:

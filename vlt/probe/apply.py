@@ -36,6 +36,8 @@ def select(axes: Sequence[Axis], where: Mapping[str, Any], what: str) -> Selecti
                 raise VltError(f"{what}: {dict(where)} names no place on {axis.name!r}")
             break
         else:
+            if reason := next((a.elsewhere[key] for a in axes if key in a.elsewhere), ""):
+                raise VltError(f"{what} has no axis {key!r}: {reason}")
             known = [a.name for a in axes] + [c for a in axes for c in a.coordinates]
             raise VltError(f"{what} has no axis {key!r}; {nearest(key, known)}; its axes are {', '.join(a.name for a in axes)}")
     return out
@@ -43,9 +45,9 @@ def select(axes: Sequence[Axis], where: Mapping[str, Any], what: str) -> Selecti
 
 def _by_coordinate(axis: Axis, key: str, index: Any) -> np.ndarray:
     values = axis.coordinates[key]
-    if isinstance(index, str) and (values == index).any():
-        return np.flatnonzero(values == index)
-    if isinstance(index, str) and (":" not in index or values.dtype == object):
+    if values.dtype.kind in "OU":
+        return _by_text(axis, key, index)
+    if isinstance(index, str) and ":" not in index:
         return axis.find(index)
     if isinstance(index, str):
         start, _, stop = index.partition(":")
@@ -66,6 +68,17 @@ def _by_coordinate(axis: Axis, key: str, index: Any) -> np.ndarray:
     if not len(found):
         raise VltError(f"{key} {index!r} names no place; on {axis.name!r} it is {np.nanmin(values)} to {np.nanmax(values)}")
     return found
+
+
+def _by_text(axis: Axis, key: str, index: Any) -> np.ndarray:
+    """Texts, never phrases: word="answer" is a word. White space around them is passed over."""
+    own = [str(value).strip() for value in axis.coordinates[key]]
+    wanted = [index] if isinstance(index, str) else index
+    if not isinstance(wanted, list | tuple) or not wanted or not all(isinstance(w, str) and w.strip() for w in wanted):
+        raise VltError(f"{key} {index!r} is not understood; say a text, or a list of them")
+    if lacking := [w for w in wanted if w.strip() not in own]:
+        raise VltError(f"{key} {lacking[0]!r} is not there; {nearest(lacking[0], sorted(set(filter(None, own))))}")
+    return np.flatnonzero(np.isin(own, [w.strip() for w in wanted]))
 
 
 def take(value: Tensor, selection: Selection) -> Tensor:
@@ -120,7 +133,10 @@ def _noise(edit: Edit, old: Tensor, at: str) -> Tensor:
 
 
 def _mean(edit: Edit, old: Tensor, sourced: Sourced, run: Any) -> Tensor:
-    return torch.stack([sourced(i).to(old) for i in range(len(edit.sources))]).mean(dim=0)
+    found = [sourced(i).to(old) for i in range(len(edit.sources))]
+    if other := next((f"{list(f.shape)} of {s}" for f, s in zip(found, edit.sources, strict=True) if f.shape != old.shape), ""):
+        raise VltError(f"{edit}: a mean is over values of one shape; {list(old.shape)} is here, and {other}")
+    return torch.stack(found).mean(dim=0)
 
 
 def _resample(edit: Edit, old: Tensor, sourced: Sourced, run: Any) -> Tensor:

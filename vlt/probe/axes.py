@@ -148,8 +148,9 @@ class Axis:
         return {self.name: places} | {key: value[places] for key, value in self.coordinates.items()}
 
 
-def plain(name: str, size: int) -> Axis:
-    return Axis(name, size, words={name.replace("_", " "): Word(np.ones(size, dtype=bool), np.arange(size))})
+def plain(name: str, size: int, elsewhere: Mapping[str, str] | None = None) -> Axis:
+    words = {name.replace("_", " "): Word(np.ones(size, dtype=bool), np.arange(size))}
+    return Axis(name, size, words=words, elsewhere=elsewhere)
 
 
 def frame(numbers: Sequence[int], seconds: Sequence[float]) -> Axis:
@@ -227,10 +228,14 @@ def sound_patch(name: str, hz: np.ndarray, seconds: np.ndarray, kernel: int, str
     return Axis(name, len(picture), coordinates, words)
 
 
-MIXED = (
-    "a token of the language model mixes all {one}s; ask at the stage {stage!r} (edits, or columns of "
-    "'{part}.*.cross'), or follow the heat back with vlt.path"
-)
+def mixed(what: str, branch: str) -> dict[str, str]:
+    """Why what knows no frames, or segments, any more cannot be asked for one, and where to ask."""
+    one, inside = ("frame", "patch") if branch == "video" else ("segment", "mel")
+    why = (
+        f"{what} mixes all {one}s; ask at the stage '{one}_tokens' (edits, or columns of '{branch}_qformer.*.cross'), "
+        "or follow the heat back with vlt.path"
+    )
+    return dict.fromkeys((one, f"{one} s", f"{branch} s", inside), why)
 
 
 def token(words: Sequence[str], kinds: Sequence[str], queries: Sequence[int], question: Sequence[int], prompt: int) -> Axis:
@@ -246,14 +251,12 @@ def token(words: Sequence[str], kinds: Sequence[str], queries: Sequence[int], qu
         "audio": Word(kind == "audio", query),
         "video": Word(kind == "video", query),
         "question": Word(asked),
+        "prompt": Word(group == "prompt"),
         "answer": Word(at >= prompt),
         "text": Word((kind == "text") & (at < prompt)),
         "last": Word(at == prompt - 1),
         "answering": Word((at >= prompt - 1) & (at < max(n - 1, prompt))),
     }
-    frames = MIXED.format(one="frame", stage="frame_tokens", part="video_qformer")
-    segments = MIXED.format(one="segment", stage="segment_tokens", part="audio_qformer")
-    elsewhere = {"frame": frames, "frame s": frames, "video s": frames, "patch": frames, "segment": segments}
-    elsewhere |= {"segment s": segments, "audio s": segments, "mel": segments}
+    elsewhere = mixed("a token of the language model", "video") | mixed("a token of the language model", "audio")
     coordinates = {"word": np.asarray(words, dtype=object), "group": group, "query": query}
     return Axis("token", n, coordinates, named, elsewhere)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vlt.errors import VltError, check_type, first_line, nearest
+from vlt.inputs.audio import SAMPLE_RATE
 from vlt.inputs.clip import Clip
 from vlt.probe.axes import Index
 
@@ -46,21 +47,25 @@ AT_LANGUAGE_MODEL = "language_model.*.self"
 @dataclasses.dataclass(frozen=True)
 class Source:
     """Another run that an edit takes values from. clip: its file. question: "" means that of the run that is edited.
-    options: the other arguments of `vlt.trace`; None means those of the run that is edited. live: the run, where there
-    is one already."""
+    options: the other arguments of `vlt.trace`; None means those of the run that is edited. edits: those of that run. live:
+    the run, where there is one already."""
 
     clip: str
     question: str = ""
     options: Mapping[str, Any] | None = dataclasses.field(default=None, hash=False)
+    edits: tuple[Edit, ...] = ()
     live: Trace | None = dataclasses.field(default=None, repr=False, compare=False)
 
     @classmethod
     def of(cls, other: Any) -> Source:
         if isinstance(other, Clip):
-            return cls(str(other.path))
+            return cls(str(other.path.absolute()))
         if hasattr(other, "rerun"):
-            return cls(str(other.clip.path), other.question, other.setting.options(), other)
+            return cls(str(other.clip.path.absolute()), other.question, other.setting.options(), other.edits, other)
         raise VltError(f"values are taken from a Trace or a Clip, not from a {type(other).__name__}")
+
+    def __str__(self) -> str:
+        return f"{Path(self.clip).name!r}{f' with {list(map(str, self.edits))}' if self.edits else ''}"
 
     def as_json(self) -> dict[str, Any]:
         options = {} if self.options is None else {"options": dict(self.options)}
@@ -99,8 +104,7 @@ class Edit:
 
     def __str__(self) -> str:
         of = [f"{key}={value!r}" for key, value in {**self.where, **self.options}.items()]
-        other = [repr(Path(s.clip).name) for s in self.sources]
-        return f"{self.kind}({', '.join([repr(self.at), *other, *of])})"
+        return f"{self.kind}({', '.join([repr(self.at), *map(str, self.sources), *of])})"
 
     def __hash__(self) -> int:
         return hash((self.kind, self.at, str(self)))
@@ -111,7 +115,7 @@ class Edit:
         if self.kind == "custom":
             raise VltError(f"{self}: a function cannot be saved; name what it does by other edits, or keep it in your code")
         for source in self.sources:
-            if source.live is not None and source.live.edits:
+            if source.edits:
                 raise VltError(f"{self}: takes values from an edited run; save that run's edits, and make it again")
         return {
             "kind": self.kind,
@@ -171,7 +175,8 @@ def _refuse(index: Any) -> Any:
 
 def zero(at: str, **where: Index) -> Edit:
     """Numbers become 0. at: a stage ("audio_prefix"), a place ("language_model.3", "video_qformer.*.cross",
-    "frame_position") or a pattern of places. where: axis=places, for example frame=3, head=[0, 2], token="audio"."""
+    "frame_position") or a pattern of places. where: axis=places, for example frame=3, head=[0, 2], token="audio"; or what
+    is known of places, as patch_row="2:5", or word="bell" (of the prompt: an answer's words are yet to be made)."""
     return _edit("zero", at, where)
 
 
@@ -181,7 +186,8 @@ def scale(at: str, factor: float, **where: Index) -> Edit:
 
 
 def noise(at: str, size: float = 1.0, seed: int = 0, **where: Index) -> Edit:
-    """Gaussian noise is added, of `size` times the standard deviation of what it is added to."""
+    """Gaussian noise is added, of `size` times the standard deviation of what it is added to. A place draws the same from
+    the same seed: edits that add to one place twice need seeds of their own."""
     return _edit("noise", at, where, size=_number("size", size), seed=_whole("seed", seed))
 
 
@@ -202,7 +208,8 @@ def resample(at: str, over: Sequence[Trace | Clip], seed: int = 0, **where: Inde
 
 def custom(at: str, function: Callable[[Any], Any], **where: Index) -> Edit:
     """What a function makes of the values: it takes and gives a tensor of the same shape, dtype and device, with the
-    axes of the place and without that of the clip."""
+    axes of the place and without that of the clip. In the language model it is called with the prompt's tokens, and then
+    with each of the answer's alone, as they come."""
     if not callable(function):
         raise VltError(f"custom takes a function, not a {type(function).__name__}")
     return _edit("custom", at, where, function=function)
@@ -281,7 +288,8 @@ def ask(question: str) -> Edit:
 
 
 def dumps(edits: Edit | Sequence[Edit]) -> str:
-    """Edits as JSON; `loads` reads them back."""
+    """Edits as JSON; `loads` reads them back. Of a run that values are taken from, its clip's whole path, question and options
+    are kept: it is made again, by the model of the run that is edited then."""
     return json.dumps([edit.as_json() for edit in as_list(edits)], indent=1)
 
 
@@ -356,12 +364,12 @@ def _check_options(kind: str, options: Mapping[str, Any], sources: Sequence[Sour
 
 
 def _check_numbers(kind: str, options: Mapping[str, Any]) -> None:
-    if kind == "scale" and options["factor"] == 1:
+    if kind == "scale" and np.float32(options["factor"]) == 1:
         raise VltError("scale by 1 would change nothing; give another factor")
     if kind == "noise" and not 0 < options["size"] < float("inf"):
         raise VltError(f"noise of size {options['size']} would change nothing, or all; give one above 0")
-    if kind == "shift" and not (options["seconds"] and abs(options["seconds"]) < float("inf")):
-        raise VltError(f"a shift by {options['seconds']} seconds would change nothing, or all; give another number")
+    if kind == "shift" and not 1 / SAMPLE_RATE <= abs(options["seconds"]) < float("inf"):
+        raise VltError(f"a shift by {options['seconds']} seconds would change nothing, or all; give a sample's length at least")
     if not 0 <= options.get("seed", 0) < 2**63:
         raise VltError(f"{kind}: seed {options['seed']}; expected 0 to 2**63 - 1")
 

@@ -66,6 +66,34 @@ class Applied:
         return {site.stage for site in self.sites} or {self.stage}
 
 
+def inner(run: Trace, stage: str) -> list[Applied]:
+    """The edits that stand inside a stage."""
+    return [applied for applied in run.applied if applied.sites and stage in applied.stages]
+
+
+def touches(run: Trace, stage: str) -> bool:
+    """Does an edit change what this stage gives?"""
+    return recomputes(run, stage) or any(applied.stage == stage for applied in run.applied)
+
+
+def recomputes(run: Trace, stage: str) -> bool:
+    """Must it be computed for this run, before the edits that stand at it?"""
+    if run.parent is None or inner(run, stage):
+        return True
+    return any(touches(run, need) for need in stages.stage(stage).needs if need in ENCODERS)
+
+
+def check_noise(found: Sequence[Applied]) -> None:
+    """Refuses draws that would be added to themselves."""
+    drawn: set[tuple[int, str]] = set()
+    for applied in found:
+        if applied.edit.kind == "noise":
+            for at in [site.name for site in applied.sites] or [applied.stage]:
+                if (draw := (applied.edit.options["seed"], at)) in drawn:
+                    raise VltError(f"{applied.edit}: another edit adds the same draw at {at!r}; give it a seed of its own")
+                drawn.add(draw)
+
+
 def _of_layers(found: list[Site], layers: Any) -> list[Site]:
     places = Axis("layer", max(site.layer for site in found) + 1).find(layers)
     kept = [site for site in found if site.layer in set(places.tolist())]
@@ -77,13 +105,13 @@ def _of_layers(found: list[Site], layers: Any) -> list[Site]:
 def compute(runs: Sequence[Trace], stage: str, batch: int = BATCH) -> None:
     """Sees to it that `run.values[stage]` is there for every run of one model; stage: of ENCODERS."""
     todo = [run for run in runs if stage not in run.values]
-    touched = [run for run in todo if run.parent is None or run.touches(stage)]
-    if parents := {id(run.parent): run.parent for run in todo if run.parent is not None and not run.recomputes(stage)}:
+    touched = [run for run in todo if run.parent is None or touches(run, stage)]
+    if parents := {id(run.parent): run.parent for run in todo if run.parent is not None and not recomputes(run, stage)}:
         compute(list(parents.values()), stage, batch)
     for run in todo:
-        if run.parent is not None and not run.recomputes(stage):
+        if run.parent is not None and not recomputes(run, stage):
             run.values[stage] = run.parent.values[stage]
-    again = [run for run in touched if run.recomputes(stage)]
+    again = [run for run in touched if recomputes(run, stage)]
     if stage in ("frames", "spectrograms"):
         for run in again:
             run.values[stage] = run.given[stage].to(run.model.device, run.model.dtype)
@@ -104,7 +132,7 @@ def _groups(runs: Sequence[Trace], stage: str, batch: int) -> Iterator[list[Trac
     """Runs whose needs are shaped alike; one that edits a position table, which all of a batch share, stands alone."""
     alike: dict[Any, list[Trace]] = defaultdict(list)
     for i, run in enumerate(runs):
-        alone = i if any(site.kind == "table" for applied in run.inner(stage) for site in applied.sites) else -1
+        alone = i if any(site.kind == "table" for applied in inner(run, stage) for site in applied.sites) else -1
         alike[alone, tuple(run.values[need].shape for need in stages.stage(stage).needs)].append(run)
     for group in alike.values():
         for at in range(0, len(group), batch):
@@ -126,7 +154,7 @@ def _run(runs: Sequence[Trace], stage: str) -> None:
 
 def _has_likes(run: Trace, stage: str) -> bool:
     """May frames, or segments, that the run's origin has too be taken from there?"""
-    if stage not in APART or run.origin is None or run.inner(stage):
+    if stage not in APART or run.origin is None or inner(run, stage):
         return False
     (need,) = stages.stage(stage).needs
     if not {need, stage} <= set(run.origin.values):
@@ -213,9 +241,9 @@ class Layout:
     def axes(self, i: int, run: Trace, site: Site) -> list[Axis]:
         return run.labels.of_site(site)
 
-    def select(self, i: int, run: Trace, site: Site, edit: Edit) -> Selection | None:
-        """The places that the edit names among those that are computed now; None where there are none."""
-        return apply.select(self.axes(i, run, site), edit.where, repr(site.name))
+    def select(self, i: int, run: Trace, site: Site, edit: Edit) -> list[Selection]:
+        """The places that the edit names among those that are computed now, in one piece or several, one after the other."""
+        return [apply.select(self.axes(i, run, site), edit.where, repr(site.name))]
 
     def places(self, i: int, axis: Axis, index: Any) -> np.ndarray:
         """Places on an axis of attention, as the tap counts them."""
@@ -228,6 +256,11 @@ def check_mode(model: VideoLlama) -> None:
         raise VltError("the model is being trained: call model.eval() before it is looked into")
 
 
+def check_batch(batch: object) -> None:
+    if not isinstance(batch, int) or isinstance(batch, bool) or batch < 1:
+        raise VltError(f"batch {batch!r}; expected a number of rows from 1 on")
+
+
 @contextmanager
 def tap(runs: Sequence[Trace], stage: str, layout: Layout, watch: Watch | None = None) -> Iterator[None]:
     """Watches a batch while it runs, and applies the edits that stand inside this stage."""
@@ -235,7 +268,7 @@ def tap(runs: Sequence[Trace], stage: str, layout: Layout, watch: Watch | None =
     known = runs[0].sites
     found: dict[str, list[tuple[int, Applied]]] = defaultdict(list)
     for i, run in enumerate(runs):
-        for applied in run.inner(stage):
+        for applied in inner(run, stage):
             for site in applied.sites:
                 if site.stage == stage:
                     found[site.name].append((i, applied))
@@ -273,18 +306,16 @@ def _change(
     def change(value: Tensor) -> Tensor:
         for i, applied in found:
             run, edit = runs[i], applied.edit
-            selection = layout.select(i, run, site, edit)
-            if selection is None:
-                continue
             part, axes = layout.part(i, value, site), layout.axes(i, run, site)
-            own = value[part] if site.inner or site.kind == "table" else value[part][0]
-            applied.fired += 1
-            if edit.kind == "reorder":
-                new = apply.reordered(edit, own, axes)
-            else:
-                new = apply.changed(edit, own, selection, _sourced(run, edit, site.name), run, site.name)
-            new = new.view(value[part].shape)
-            value = new if part == slice(None) else torch.cat([value[: part.start], new, value[part.stop :]])
+            for selection in layout.select(i, run, site, edit):
+                own = value[part] if site.inner or site.kind == "table" else value[part][0]
+                applied.fired += 1
+                if edit.kind == "reorder":
+                    new = apply.reordered(edit, own, axes)
+                else:
+                    new = apply.changed(edit, own, selection, _sourced(run, edit, site.name), run, site.name)
+                new = new.view(value[part].shape)
+                value = new if part == slice(None) else torch.cat([value[: part.start], new, value[part.stop :]])
         return value
 
     return change
@@ -297,6 +328,6 @@ def _cut(site: Site, run: Trace, i: int, edit: Edit, layout: Layout) -> Cut:
         by = layout.places(i, rows, edit.options["by"])
     else:
         by = layout.places(i, rows, "all")
-        by = np.setdiff1d(by, seen) if site.rows == site.columns else by
+        by = np.setdiff1d(by, seen) if site.kind == "self" else by
     blind = f"{edit}: would leave a place of {site.name!r} with nothing to look at; cut less"
     return Cut(torch.as_tensor(by), torch.as_tensor(seen), i, layout.count, blind)

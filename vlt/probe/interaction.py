@@ -12,7 +12,7 @@ import torch
 from vlt.errors import VltError, check_type
 from vlt.probe import edits, language
 from vlt.probe.edits import Edit
-from vlt.probe.engine import BATCH
+from vlt.probe.engine import BATCH, check_batch
 from vlt.probe.language import Row
 from vlt.probe.trace import Trace
 
@@ -36,6 +36,7 @@ def interaction(run: Trace, absent: Mapping[str, Edit] | None = None, batch: int
     ..., and, in attrs, "values" (set -> log p) and "absent".
     """
     check_type(run, Trace, "the run of vlt.interaction(run)")
+    check_batch(batch)
     if absent is not None and not isinstance(absent, Mapping):
         raise VltError(f"absent tells of {', '.join(ABSENT)} what taking them away means, {{name: edit}}; got {absent!r}")
     given = dict(ABSENT if absent is None else absent)

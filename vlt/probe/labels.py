@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -17,7 +17,7 @@ from vlt.inputs import audio
 from vlt.inputs.clip import Clip
 from vlt.model import stages
 from vlt.model.config import VideoLlamaConfig
-from vlt.probe import axes
+from vlt.probe import apply, axes
 from vlt.probe.attention import Keep, Watcher
 from vlt.probe.axes import Axis
 from vlt.probe.sites import Site
@@ -60,10 +60,12 @@ class Labels:
 
     def _told(self, name: str) -> Axis | None:
         config = self.config
-        counts = {"image_query": config.num_image_queries, "video_query": config.num_video_queries}
-        counts |= {"audio_query": config.num_audio_queries}
-        if name in counts:
-            return axes.plain(name, counts[name])
+        if name == "image_query":
+            return axes.plain(name, config.num_image_queries)
+        if name == "video_query":
+            return axes.plain(name, config.num_video_queries, axes.mixed("a video query", "video"))
+        if name == "audio_query":
+            return axes.plain(name, config.num_audio_queries, axes.mixed("an audio query", "audio"))
         if name == "token":
             return axes.plain(name, 0)  # a run knows its own
         if name == "frame":
@@ -120,16 +122,24 @@ def _free(name: str, taken: Container[str]) -> str:
 
 
 class Heard(Watcher):
-    """Keeps what a place gives: of an attention, what its heads say."""
+    """Keeps what a site gives, without the clip axis: of an attention, what its heads say. of: its axes. where: which of it
+    is kept, as for edits."""
 
-    value: Tensor | None = None
+    value: Tensor
+
+    def __init__(self, site: Site, of: Sequence[Axis], where: Mapping[str, Any]) -> None:
+        self.site, self.of, self.places = site, of, apply.select(of, where, repr(site.name))
 
     def say(self, mixed: Tensor) -> Tensor:
-        self.value = mixed
+        self.hear(mixed)
         return mixed
 
     def hear(self, value: Tensor) -> None:
-        self.value = value
+        whole = self.site.inner or self.site.kind == "table"
+        self.value = apply.take(value if whole else value[0], self.places)
+
+    def array(self) -> xr.DataArray:
+        return labelled(self.value, self.of, self.site.name, self.places)
 
 
 class Wanted:

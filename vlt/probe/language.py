@@ -143,15 +143,19 @@ class Steps(Layout):
     def axes(self, i: int, run: Trace, site: Site) -> list[Axis]:
         return [self.rows[i].axis, *run.labels.of_site(site)[1:]]
 
-    def select(self, i: int, run: Trace, site: Site, edit: Edit) -> Selection | None:
+    def select(self, i: int, run: Trace, site: Site, edit: Edit) -> list[Selection]:
         row = self.rows[i]
         selection = apply.select(self.axes(i, run, site), edit.where, repr(site.name))
         tokens = np.arange(row.axis.size) if selection[0] is None else selection[0]
-        if edit.kind in ("mean", "swap", "resample", "noise", "reorder") and tokens.max() >= row.begin:
+        given = edit.kind in ("mean", "swap", "resample", "noise", "reorder") or "word" in edit.where
+        if given and tokens.max() >= row.begin:
             raise VltError(f"{edit}: reaches into the answer, which is yet to be made; name tokens before it, as token='audio'")
-        local = tokens + self.padding[i] - self.start
-        local = local[(local >= 0) & (local < self.stop - self.start)]
-        return [local, *selection[1:]] if len(local) else None
+        pieces = [tokens]
+        if edit.kind == "custom":  # a function is called alike for an answer that is made and for one that is read
+            pieces = [tokens[tokens < row.begin], *np.split(later := tokens[tokens >= row.begin], len(later) or 1)]
+        local = [piece + self.padding[i] - self.start for piece in pieces]
+        there = [piece[(piece >= 0) & (piece < self.stop - self.start)] for piece in local]
+        return [[piece, *selection[1:]] for piece in there if len(piece)]
 
     def places(self, i: int, axis: Axis, index: Any) -> np.ndarray:
         return self.rows[i].axis.find(index) + self.padding[i]
@@ -203,6 +207,7 @@ def score(rows: Sequence[Row], batch: int = BATCH) -> list[tuple[Tensor, bool]]:
 
 def generate(runs: Sequence[Trace], max_new_tokens: int = MAX_NEW_TOKENS, batch: int = BATCH) -> list[Answer]:
     """Greedy answers, step by step with the cache, the edits in force at every step."""
+    runs[0].model.check_room([run.prompt for run in runs], max_new_tokens)
     rows = [Row(run, unknown=max_new_tokens) for run in runs]
     encode(rows, batch)
     out: list[Answer] = []

@@ -8,7 +8,8 @@ Two methods, each carried through one part after the other and composed:
 - "relevance" (Chefer, Gur and Wolf, arXiv 2103.15679): attention weighted by its gradient. With A the probabilities and
   dA the gradient of the word's logit, one layer adds mean over heads of (dA * A)+.
 
-Both are of the unedited model: nothing in it is replaced, and edits of the run stay in force.
+Both are of the unedited model: nothing in it is replaced. Edits of the run stay in force; those that put other numbers in
+the place of what attention carries are refused, as heat would flow through them to where the numbers do not come from.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from vlt.probe.sites import Site
 from vlt.probe.trace import LIMIT, Trace
 
 METHODS = ("relevance", "rollout")
+REPLACE = ("zero", "mean", "swap", "resample", "reorder", "custom")
 # Parts on the way of each branch, from the soft tokens back, with the axis that each ends at.
 WAYS = {"video": ("video_qformer", "image_qformer", "vision_model"), "audio": ("audio_qformer", "imagebind")}
 
@@ -123,6 +125,7 @@ def flows(run: Trace, parts: Sequence[str], method: str, word: int | str = 0, li
     at = {part: [s for s in run.sites.values() if s.part == part and s.columns] for part in parts}
     if lacking := [part for part, found in at.items() if not found]:
         raise VltError(f"no part {lacking[0]!r}; {nearest(lacking[0], {s.part for s in run.sites.values() if s.columns})}")
+    _check_carried(run, parts)
     found = {part: Flow() for part in parts}
     if method == "rollout":
         size = sum(2 * 4 * max(_count(run, s) // s.n_heads for s in at[part]) for part in parts)
@@ -135,6 +138,19 @@ def flows(run: Trace, parts: Sequence[str], method: str, word: int | str = 0, li
     for site, a in _weighted(run, [s for part in parts for s in at[part]], word, limit):
         found[site.part].related(a, site.kind == "cross")
     return found
+
+
+def _check_carried(run: Trace, parts: Sequence[str]) -> None:
+    """Refuses edits after which a place does not hold what attention brought there."""
+    for applied in run.applied:
+        edit = applied.edit
+        inside = any(site.part in parts and site.kind != "table" for site in applied.sites)
+        between = len(parts) > 1 and applied.stage not in ("", "prompt", "frames", "spectrograms")
+        if (inside or between) and (edit.kind in REPLACE or edit.options.get("factor") == 0):
+            raise VltError(
+                f"{edit}: puts other numbers in the place of what attention brought there, so that it cannot be followed back; "
+                "take a run without it, or vlt.attribute with a method that looks at the score"
+            )
 
 
 def _weighted(run: Trace, wanted: Sequence[Site], word: int | str, limit: int) -> list[tuple[Site, Tensor]]:
@@ -179,8 +195,11 @@ def path(run: Trace, word: int | str = 0, method: str = "relevance", limit: int 
 
     Returns a Dataset: `tokens` [token]; `frame_tokens` [frame, image_query] and `video` [frame, patch_row,
     patch_column]; `segments` [segment] and `audio` [segment, mel_row, time_column]; of the branches that the prompt
-    has. Heat is not scaled: that of a branch sums to its share of w or less (what is lost stays in queries, class tokens
-    and extra keys). What it is worth is a question for `vlt.faithfulness`: heat is no proof of a cause.
+    has. Heat is not scaled. By "rollout", that of a branch sums to its share of w or less (what is lost stays in queries,
+    class tokens and extra keys). By "relevance" sums are of no meaning: every part multiplies by gradients of its own, so that
+    heat can be compared within one array, and not between arrays. What it is worth is a question for `vlt.faithfulness`:
+    heat is no proof of a cause. Raises `VltError` for a run with edits that put other numbers in the place of what attention
+    brought there.
     """
     check_type(run, Trace, "the run of vlt.path(run, word)")
     branches = [b for b in ("video", "audio") if b in run.prompt.branches]
@@ -199,7 +218,8 @@ def path(run: Trace, word: int | str = 0, method: str = "relevance", limit: int 
         out |= _video(run, heat, found) if branch == "video" else _audio(run, heat, found)
     for array in out.values():
         array.attrs["long_name"] = f"{method} for {run.answer.tokens[at].strip()!r}"
-    return xr.Dataset(out, attrs={"word": run.answer.tokens[at], "token": place + 1, "method": method})
+    about = {"clip": run.clip.path.name, "word": run.answer.tokens[at], "token": place + 1, "method": method}
+    return xr.Dataset(out, attrs=about)
 
 
 def _video(run: Trace, heat: Tensor, found: dict[str, Flow]) -> dict[str, xr.DataArray]:

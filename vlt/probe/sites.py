@@ -105,8 +105,8 @@ def _attention(name: str, module: Any, stage: str, inner: tuple[str, ...], rows:
 
 
 def match(pattern: str, known: dict[str, Site], kinds: Sequence[str] = (), stage_names: bool = False) -> list[Site]:
-    """The sites whose names fit a pattern: `*` stands for one piece of a name, `**` for any number of them, `[0-3]`,
-    `[12]` and `?` for characters.
+    """The sites whose names fit a pattern: `*` stands for one piece of a name, `**` for any number of them, `[8-14]` for
+    the layers from 8 to 14, `[12]` and `?` for characters.
 
     kinds: only these are meant. Raises `VltError` with the nearest names where nothing fits.
     """
@@ -123,10 +123,19 @@ def match(pattern: str, known: dict[str, Site], kinds: Sequence[str] = (), stage
 
 
 def fits(pattern: str, name: str) -> bool:
-    pieces, parts = pattern.split("."), name.split(".")
-    if "**" in pieces:
-        return re.fullmatch(fnmatch.translate(pattern.replace("**", "*")), name) is not None
-    return len(pieces) == len(parts) and all(fnmatch.fnmatchcase(b, a) for a, b in zip(pieces, parts, strict=True))
+    return _fit(pattern.split("."), name.split("."))
+
+
+def _fit(pieces: Sequence[str], parts: Sequence[str]) -> bool:
+    if not pieces or not parts:
+        return not parts and all(piece == "**" for piece in pieces)
+    if pieces[0] == "**":
+        return any(_fit(pieces[1:], parts[i:]) for i in range(len(parts) + 1))
+    if numbers := re.fullmatch(r"\[(\d+)-(\d+)\]", pieces[0]):
+        fitting = parts[0].isdigit() and int(numbers[1]) <= int(parts[0]) <= int(numbers[2])
+    else:
+        fitting = fnmatch.fnmatchcase(parts[0], pieces[0])
+    return fitting and _fit(pieces[1:], parts[1:])
 
 
 def is_pattern(name: str) -> bool:

@@ -18,7 +18,7 @@ from vlt.model import stages
 from vlt.model.answer import Answer
 from vlt.probe import edits, language
 from vlt.probe.edits import Edit, as_list
-from vlt.probe.engine import BATCH
+from vlt.probe.engine import BATCH, check_batch
 from vlt.probe.language import Row
 from vlt.probe.trace import Trace
 
@@ -87,8 +87,9 @@ def sweep(
 
     Returns a table by name, the unedited run first: answer; same (as the unedited one's); logprob of the unedited
     answer, its stop sign included; change of that; fired (how often the edits were applied while answers were scored);
-    and the logprob of every candidate. The numbers are those that `run.rerun` gives one by one; frames and segments that are
-    as they were, wherever they stand now, are not encoded again.
+    and the logprob of every candidate. The numbers are those that `run.rerun` gives one by one, up to the rounding of the
+    model's dtype (batches round otherwise: in bfloat16 log p of an answer differs by some hundredths); frames and segments
+    that are as they were, wherever they stand now, are not encoded again.
     """
     if not isinstance(variants, Mapping) or not variants or UNEDITED in variants:
         raise VltError(f"give at least one variant, {{name: edits}}, none of them named {UNEDITED!r}")
@@ -96,8 +97,13 @@ def sweep(
     candidates = texts(candidates, "a candidate")
     if clash := {"name", *COLUMNS} & set(candidates):
         raise VltError(f"a candidate is named {clash.pop()!r}, as a column of the table is")
+    check_batch(batch)
+    if empty := [name for name, found in variants.items() if not as_list(found)]:
+        raise VltError(f"{empty[0]}: no edit was given")
     asked: dict[str, list[Edit]] = {UNEDITED: []} | {name: as_list(found) for name, found in variants.items()}
     runs = {name: run.edited(found) if found else run for name, found in asked.items()}  # all are checked before any runs
+    if keep is not None:
+        edits.dumps([edit for found in asked.values() for edit in found])  # can all be told apart on disk?
     shelf = Shelf(Path(keep), run, candidates) if keep is not None else None
     results: dict[str, dict[str, Any]] = {}
     for name, found in asked.items():
@@ -180,7 +186,8 @@ class Shelf:
         stat = setting.clip.path.stat()
         file = [setting.clip.path.name, stat.st_size, stat.st_mtime_ns]
         asked = [run.question, setting.history, setting.system, setting.n_frames, setting.coverage, setting.branches]
-        said = [run.answer.ids, list(candidates), setting.max_new_tokens]
+        # log p: a model can be other than its weights tell, by hooks or by numbers that are no weights
+        said = [run.answer.ids, round(float(run.logprobs.sum()), 4), list(candidates), setting.max_new_tokens]
         self.base = json.dumps([_fingerprint(run.model), file, asked, said])
         self.before = [_key_of(edit, run) for edit in run.edits]
         self.run = run

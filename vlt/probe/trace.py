@@ -20,10 +20,10 @@ from vlt.inputs.prompt import Prompt
 from vlt.model import stages
 from vlt.model.answer import MAX_NEW_TOKENS, Answer
 from vlt.model.video_llama import VideoLlama
-from vlt.probe import language
+from vlt.probe import apply, language
 from vlt.probe.axes import Axis, Index
 from vlt.probe.edits import Edit, Source, as_list
-from vlt.probe.engine import ENCODERS, Applied, Watch, check_mode, compute, forward
+from vlt.probe.engine import ENCODERS, Applied, Watch, check_mode, check_noise, compute, forward
 from vlt.probe.labels import Heard, Labels, Wanted, labelled
 from vlt.probe.language import Row
 from vlt.probe.setting import Setting
@@ -89,12 +89,10 @@ class Trace:
         self.sources: dict[Any, Trace] = {} if parent is None else parent.sources
         self.applied = [Applied(edit, self.sites) for edit in self.edits]
         self._before: Trace | None = None  # the run whose edits were in force when the last ones came
-        for applied in self.applied:
-            self._check_there(applied)
-            if applied.edit.kind == "ask":
-                if applied.edit.options["question"] == self.question:
-                    raise VltError(f"{applied.edit}: is what was asked already; nothing would change")
-                self.question = applied.edit.options["question"]
+        check_noise(self.applied)
+        for i, applied in enumerate(self.applied):
+            self._check_there(applied, self.applied[:i])
+            self.question = applied.edit.options.get("question", self.question)
 
     def __repr__(self) -> str:
         said = f" -> {self.answer.text!r}" if "answer" in self.__dict__ else ""
@@ -105,11 +103,16 @@ class Trace:
     def clip(self) -> Clip:
         return self.setting.clip
 
-    def _check_there(self, applied: Applied) -> None:
-        """What an edit stands at must be in this run."""
-        needed = {applied.edit.options.get("branch"), *(stages.branch(stage) for stage in applied.stages)} - {None}
+    def _check_there(self, applied: Applied, before: Sequence[Applied]) -> None:
+        """What an edit stands at must be in this run, and not yet as it makes it."""
+        edit = applied.edit
+        needed = {edit.options.get("branch"), *(stages.branch(stage) for stage in applied.stages)} - {None}
         if lacking := needed - set(self.setting.branches):
-            raise VltError(f"{applied.edit}: this run has no {lacking.pop()}; it has {', '.join(self.setting.branches)}")
+            raise VltError(f"{edit}: this run has no {lacking.pop()}; it has {', '.join(self.setting.branches)}")
+        if edit.options.get("question") == self.question:
+            raise VltError(f"{edit}: is what was asked already; nothing would change")
+        if edit.kind == "without" and any(other.edit == edit for other in before):
+            raise VltError(f"{edit}: it is taken from the prompt already; nothing would change")
 
     def _check_has(self, stage: str) -> None:
         if (branch := stages.branch(stage)) is not None and branch not in self.setting.branches:
@@ -190,14 +193,23 @@ class Trace:
     # ------------------------------------------------------------------ reading
 
     def __getitem__(self, name: str) -> Any:
+        """All of a stage or a place: see `read`."""
+        return self.read(name)
+
+    def read(self, name: str, **where: Index) -> Any:
         """A stage, or what a place inside the model gives (of a block its residual stream, of an attention what its heads
-        say), as a labelled array without the clip axis; for a pattern, a dict of them, from one pass."""
-        if name in stages.STAGES or not is_pattern(name):
-            return labelled(*self.reading(name), name)
+        say), as a labelled array without the clip axis; for a pattern, a dict of them, from one pass. where: which of it,
+        as for edits (token="audio", frame=3); only that is kept."""
+        if name in stages.STAGES:
+            value, of = self.reading(name)
+            places = apply.select(of, where, repr(name))
+            return labelled(apply.take(value, places), of, name, places)
+        if not is_pattern(name):
+            return self._heard(self._there(name)[:1], where)[name].array()
         fitting = [s for s in stages.TENSOR_STAGES if fits(name, s) and stages.branch(s) in (None, *self.setting.branches)]
         there = self._there(name) if not fitting or any(fits(name, site) for site in self.sites) else []
-        heard = self._heard(there)
-        return {s: self[s] for s in fitting} | {site: labelled(*found, site) for site, found in heard.items()}
+        heard = self._heard(there, where)
+        return {s: self.read(s, **where) for s in fitting} | {site: found.array() for site, found in heard.items()}
 
     def reading(self, name: str) -> tuple[Tensor, list[Axis]]:
         """A stage or a place: the tensor without its clip axis, and its axes."""
@@ -205,19 +217,13 @@ class Trace:
             if name in stages.STAGES:
                 return self.stage(name)[0], self.axes_of(name)
             site = self._there(name)[0]
-            return self._heard([site])[site.name]
+            return self._heard([site], {})[site.name].value, self.axes_of(site.name)
 
     @torch.no_grad()
-    def _heard(self, there: Sequence[Site]) -> dict[str, tuple[Tensor, list[Axis]]]:
-        """What places give, without the clip axis, and its axes."""
-        heard = {site.name: Heard() for site in there}
-        self.observe({site.name: heard[site.name] if site.columns else heard[site.name].hear for site in there})
-        out = {}
-        for site in there:
-            value = heard[site.name].value
-            assert value is not None
-            out[site.name] = (value if site.inner or site.kind == "table" else value[0]), self.axes_of(site.name)
-        return out
+    def _heard(self, there: Sequence[Site], where: Mapping[str, Any]) -> dict[str, Heard]:
+        heard = {site.name: Heard(site, self.axes_of(site.name), where) for site in there}
+        self.observe({name: found if found.site.columns else found.hear for name, found in heard.items()})
+        return heard
 
     def stage(self, name: str) -> Tensor:
         """A stage's value, with its clip axis."""
@@ -365,28 +371,14 @@ class Trace:
         known = len(before.edits) if before is not None and not before._idle() else 0
         return [a.edit for a in self.applied[known:] if a.stage != "prompt" and not a.fired]
 
-    # ------------------------------------------------------------------ for the engine
-
-    def inner(self, stage: str) -> list[Applied]:
-        """The edits that stand inside a stage."""
-        return [applied for applied in self.applied if applied.sites and stage in applied.stages]
-
-    def touches(self, stage: str) -> bool:
-        """Does an edit change what this stage gives?"""
-        return self.recomputes(stage) or any(applied.stage == stage for applied in self.applied)
-
-    def recomputes(self, stage: str) -> bool:
-        """Must it be computed for this run, before the edits that stand at it?"""
-        if self.parent is None or self.inner(stage):
-            return True
-        return any(self.touches(need) for need in stages.stage(stage).needs if need in ENCODERS)
-
     def source(self, of: Source) -> Trace:
         """The run that an edit takes values from."""
         if of.live is not None:
             return of.live
         file = Path(of.clip).stat() if Path(of.clip).exists() else None
-        key = of, of.question or self.question, file and (file.st_size, file.st_mtime_ns)
+        if file is None:
+            raise VltError(f"{of.clip}: no such file; an edit takes its values from there")
+        key = of, of.question or self.question, file.st_size, file.st_mtime_ns
         if key not in self.sources:
             clip = Clip(of.clip)
             options = self.setting.options() if of.options is None else dict(of.options)

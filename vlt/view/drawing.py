@@ -14,6 +14,7 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+import pandas as pd
 import xarray as xr
 from matplotlib import figure
 from matplotlib.axes import Axes
@@ -23,6 +24,7 @@ from matplotlib.colors import Normalize, to_rgb
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from vlt.errors import VltError, write_whole
+from vlt.probe.axes import Axis
 
 WIDTH = 7.0  # inches: across both columns of a paper
 SIZE, SMALL = 8, 7  # points
@@ -144,15 +146,21 @@ def coordinate(array: xr.DataArray, dim: str, name: str) -> np.ndarray | None:
     return None
 
 
-def places(heat: xr.DataArray, dim: str, size: int, who: str) -> np.ndarray:
-    """Which places of a run's axis an array is about: those that it names, or all."""
+def places(heat: xr.DataArray, known: Axis, who: str) -> np.ndarray:
+    """Which places of a run's axis an array is about: those that it names, or all. What it says of them must be so."""
+    (dim,) = (d for d in map(str, heat.dims) if d.removesuffix("_seen") == known.name)
+    found = np.arange(heat.sizes[dim])
     if dim in heat.coords:
         found = np.atleast_1d(heat.coords[dim].values).astype(int)
-        if found.min() >= 0 and found.max() < size:
-            return found
-    elif heat.sizes[dim] == size:
-        return np.arange(size)
-    raise VltError(f"{who}: this array's {dim}s are not those of the run, which has {size}: is it of another run?")
+    elif heat.sizes[dim] != known.size:
+        raise VltError(f"{who}: this array's {dim}s are not those of the run, which has {known.size}: is it of another run?")
+    if found.min() < 0 or found.max() >= known.size:
+        raise VltError(f"{who}: this array's {dim}s are not those of the run, which has {known.size}: is it of another run?")
+    for name, values in known.coordinates.items():
+        told = coordinate(heat, dim, name)
+        if told is not None and not (pd.Series(told).reset_index(drop=True).equals(pd.Series(values[found]))):
+            raise VltError(f"{who}: what this array says of its {dim}s ({name}) is not so in the run: is it of another run?")
+    return found
 
 
 def peak(heat: xr.DataArray) -> dict[str, int]:

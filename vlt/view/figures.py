@@ -126,8 +126,8 @@ def path(run: Trace, found: xr.Dataset) -> Figure:
     strips.check_run(run, "path")
     if not isinstance(found, xr.Dataset) or "tokens" not in found or not {"word", "method"} <= set(found.attrs):
         raise VltError(f"path draws the Dataset of vlt.path, with 'tokens'; this is a {type(found).__name__}")
-    if found.sizes.get("token") != run.tokens.size:
-        raise VltError(f"path: {found.sizes.get('token')} tokens, the run has {run.tokens.size}: is it of another run?")
+    if (of := found.attrs.get("clip", run.clip.path.name)) != run.clip.path.name:
+        raise VltError(f"path: this Dataset is of {of}, the run of {run.clip.path.name}")
     forms = {"video": strips.ON_FRAMES[:1], "audio": strips.ON_SOUND[:1], "tokens": strips.ON_TOKENS[:1]}
     heat = {name: heat_of(found[name], form, "path") for name, form in forms.items() if name in found}
     text = strips.Text(run, heat["tokens"])

@@ -114,7 +114,7 @@ def frames_height(heat: xr.DataArray) -> float:
 def frames(strip: Strip, run: Trace, heat: xr.DataArray, top: float | None = None) -> str:
     """Frames, and under them heat [frame, patch_row, patch_column] on the frames in grey; or bars. Returns alt text."""
     value, axes_of = run.reading("frames")
-    at = places(heat, "frame", axes_of[0].size, "over_frames")
+    at = places(heat, axes_of[0], "over_frames")
     patches = run.axes_of("patches")[1].coordinates
     grid = (int(patches["patch_row"].max()) + 1, int(patches["patch_column"].max()) + 1)
     check_grid(heat, grid, tuple(value.shape[-2:]), "over_frames")
@@ -201,7 +201,7 @@ def sound(strip: Strip, run: Trace, heat: xr.DataArray, top: float | None = None
     """The spectrograms of the segments along the time of the sound, and under them heat [segment, mel_row, time_column] on
     the same in faint grey; or bars. Returns alt text."""
     value = run["spectrograms"]
-    at = places(heat, "segment", value.sizes["segment"], "over_sound")
+    at = places(heat, run.axes_of("spectrograms")[0], "over_sound")
     start, end = value["start"].values[at], value["end"].values[at]
     lay = Laid(run, start, end)
     patches = tuple((n - lay.kernel) // lay.stride + 1 for n in value.shape[2:])
@@ -313,7 +313,7 @@ class Text:
 
     def __init__(self, run: Trace, heat: xr.DataArray) -> None:
         known = run.tokens
-        self.at = places(heat, str(heat.dims[0]), known.size, "over_tokens")
+        self.at = places(heat, known, "over_tokens")
         word, group, query = (known.coordinates[key][self.at] for key in ("word", "group", "query"))
         self.words = [str(q) if q >= 0 else shown(w) for w, q in zip(word, query, strict=True)]
         self.names = [f"{g} {q}" if q >= 0 else f"'{shown(w)}'" for w, g, q in zip(word, group, query, strict=True)]
