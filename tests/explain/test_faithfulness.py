@@ -26,7 +26,7 @@ def of(heat: list[float], task: Task) -> Attribution:
     array = xr.DataArray(np.asarray(heat, dtype=np.float32), dims=["place"], attrs={"long_name": "heat for 'x'"})
     whole, rest = (float(task.scorer(v)) for v in (task.value, task.baseline))
     run: Any = None
-    return Attribution(array, run, "paper", "ablation", "answer", "blank", {}, 0, whole, rest, 0.0, 0, 0, 0.0, task)
+    return Attribution(array, run, "paper", "ablation", "answer", "blank", {}, 0, whole, rest, 0.0, np.nan, 0, 0, 0.0, task)
 
 
 def test_on_paper() -> None:

@@ -355,5 +355,5 @@ def test_heat_at_every_stage_has_a_picture(at: str, bell: Trace) -> None:
 def test_a_baseline_is_told_where_there_is_one(bell: Trace) -> None:
     heat = attribute(bell, "segment_tokens", "saliency", "bell", progress=False)
     assert "baseline" not in heat.figure().alt
-    assert "tested with baseline: blank" in heat.figure(faithfulness(heat, controls=19, progress=False)).alt
+    assert "Tested with baseline: blank." in heat.figure(faithfulness(heat, controls=19, progress=False)).alt
     assert "; baseline: blank" in attribute(bell, "segment_tokens", "ablation", "bell", progress=False).figure().alt

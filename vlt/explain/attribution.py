@@ -48,6 +48,7 @@ UNSIGNED = (*READ_ATTENTION, "saliency", "smoothgrad", "grad_cam")
 COMPLETE = ("integrated_gradients", "gradient_shap", "shapley_sampling", "kernel_shap")
 # Whose heat on pictures is in the same units as that on sound: nats, or shares of what the answer was read from.
 COMPARABLE = (*COMPLETE, "gradient_x_input", "rollout", "relevance")
+NOISY = 0.25  # of the hottest cell, a standard error above which there is more noise than map
 LITTLE = 0.1  # nats that all places together bring, below which there is nothing much to explain
 # Along which axes an eighth of the third (height, or mel) is one cell, where `cells` does not tell otherwise.
 EIGHTHS = {"frames": ("height", "width"), "spectrograms": ("mel", "time")}
@@ -58,7 +59,8 @@ class Attribution:
     """heat: what each place brings [the stage's axes without its width], above 0 where it speaks for the target; of methods
     that are said to be unsigned, only how much. run, at, method, target, baseline, options, seed: what was asked, or
     chosen. score: of the target; score_without: of the baseline. error: by how much the heat's sum misses their difference
-    (completeness), nan where the method promises none. forwards, backwards: rows that went through the language model;
+    (completeness), nan where the method promises none. noise: the greatest standard error of a cell's heat, by what was drawn,
+    nan where nothing is drawn, or the method does not tell. forwards, backwards: rows that went through the language model;
     seconds: it took."""
 
     heat: xr.DataArray
@@ -72,6 +74,7 @@ class Attribution:
     score: float
     score_without: float
     error: float
+    noise: float
     forwards: int
     backwards: int
     seconds: float
@@ -87,18 +90,38 @@ class Attribution:
             more = "n_steps" if self.method == "integrated_gradients" else "n_samples"
             asked = f" ({more} = {self.options[more]})" if more in self.options else ""
             out.append(f"The heat sums to {brings + self.error:.2f} and should to {brings:.2f}: ask for more {more}{asked}.")
+        cells = np.bincount(self.task.numbers.ravel(), self.heat.values.ravel())
+        if self.noise > NOISY * np.abs(cells).max():
+            out.append(
+                f"Another draw gives another map: a cell's standard error is up to {self.noise:.2g}, ask for more n_samples."
+            )
         return out
+
+    @property
+    def told(self) -> str:
+        """How it was made, and what of it a picture does not show, as lines."""
+        text = f"{self.method.replace('_', ' ')} at {self.at}"
+        if self.method not in NO_BASELINE:
+            text += f"; baseline: {self.baseline}"
+        if self.task.smooth:
+            text += f"; smoothed over {self.task.smooth:g} patches"
+        if self.noise == self.noise:
+            text += f"; a cell's standard error is up to {self.noise:.2g}"
+        if self.at == "patches":
+            of_none = float(self.heat[:, 0].sum())
+            text += f"\nClass tokens, which are at no place and not drawn, have {of_none:.2g} of {float(self.heat.sum()):.2g}."
+        return text + "".join(f"\n{WARNS} {warning}" for warning in self.warnings)
 
     def figure(self, faithfulness: Any = None) -> Figure:
         """The heat over the frames, the spectrogram, the words, or as bars; with what `vlt.faithfulness` found, under a
-        map that does not beat what knows nothing there stands a warning."""
-        note = f"{self.method.replace('_', ' ')} at {self.at}"
-        if self.method not in NO_BASELINE or faithfulness is not None:
-            note += f"; {'tested with ' if self.method in NO_BASELINE else ''}baseline: {self.baseline}"
-        if self.task.smooth:
-            note += f"; smoothed over {self.task.smooth:g} patches"
-        note += "".join(f"\n{WARNS} {warning}" for warning in self.warnings)
-        note += f"\n{faithfulness.said}" if faithfulness is not None and faithfulness.said else ""
+        map that does not beat what knows nothing there stands a warning. Raises `VltError` for another map's faithfulness."""
+        note = self.told
+        if faithfulness is not None:
+            if faithfulness.attribution is not self:
+                a = faithfulness.attribution
+                raise VltError(f"this faithfulness is of another map ({a.method} at {a.at}); measure this one's own")
+            note += f"\nTested with baseline: {self.baseline}." if self.method in NO_BASELINE else ""
+            note += f"\n{faithfulness.said}" if faithfulness.said else ""
         heat, kinds = self.heat, set(self.heat.dims)
         if self.at == PARTS:
             return figures.parts(heat, note=note)
@@ -163,7 +186,7 @@ def attribute(
     array = labelled(heat, [axis for axis in score.axes if axis.name not in WIDTHS], method)
     array.attrs["long_name"] = f"heat for {_told(run, target)}"
     seconds = time.perf_counter() - start
-    told = (array, run, at, method, target, name, task.options, seed, whole, rest, error)
+    told = (array, run, at, method, target, name, task.options, seed, whole, rest, error, task.noise)
     return Attribution(*told, passes, task.backwards, seconds, task)
 
 

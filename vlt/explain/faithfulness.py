@@ -133,14 +133,13 @@ def faithfulness(
     steps = max(steps, count if count <= ENOUGH else 0)  # so few are taken away one by one: else moves by one tie
     draw = np.random.default_rng(seed)
     luck, gone = draw.random(count), draw.random((4 * steps, count)) < 0.5
-    numbers = _numbers(attribution, task)
-    maps = _maps(attribution.heat.values, numbers, controls, shifted, draw, first=attribution.at == "patches")
+    maps = _maps(attribution.heat.values, task.numbers, controls, shifted, draw, first=attribution.at == "patches")
     fractions = np.unique(np.round(np.linspace(0, 1, steps + 1) * count)) / count  # fewer, where there are fewer cells
     left = {kind: [_left(values, luck, fractions) for values in found] for kind, found in maps.items()}
     asked = np.concatenate([~gone, *(each for found in left.values() for each in found)])
     scores = iter(_scores(task, asked, _known(attribution, task), progress))
     lost = attribution.score - np.array([next(scores) for _ in gone])
-    shaken = _shaken(attribution, samples, noise, draw)
+    shaken = _shaken(attribution, samples, noise, draw, progress)
     rows: list[dict[str, Any]] = []
     curves: dict[str, list[np.ndarray]] = {kind: [] for kind in maps}
     for kind, found in maps.items():
@@ -206,15 +205,6 @@ def _known(attribution: Attribution, task: Task) -> dict[bytes, float]:
         told.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     key = (attribution.at, repr(attribution.target), told.digest())
     return _SCORED.setdefault(attribution.run, {}).setdefault(key, {})
-
-
-def _numbers(attribution: Attribution, task: Task) -> np.ndarray:
-    """The number of the cell of every place of the heat."""
-    numbers = task.cells[0]
-    for axis, known in reversed(list(enumerate(task.axes))):
-        if known.name not in attribution.heat.dims:
-            numbers = numbers.select(axis, 0)
-    return numbers.cpu().numpy()
 
 
 def _maps(
@@ -294,7 +284,9 @@ def _infidelity(sums: np.ndarray, gone: np.ndarray, lost: np.ndarray) -> float:
     return float(np.mean((scale * said - lost) ** 2))
 
 
-def _shaken(attribution: Attribution, samples: int, noise: float, draw: np.random.Generator) -> list[np.ndarray]:
+def _shaken(
+    attribution: Attribution, samples: int, noise: float, draw: np.random.Generator, progress: bool
+) -> list[np.ndarray]:
     """The heat of the same method where the stage's values have changed a little."""
     task, run, at = attribution.task, attribution.run, attribution.at
     reads = attribution.method in READ_ATTENTION
@@ -304,7 +296,7 @@ def _shaken(attribution: Attribution, samples: int, noise: float, draw: np.rando
         raise VltError(f"sensitivity of {attribution.method} is measured on unedited runs; this one has {len(run.edits)} edits")
     out = []
     size = noise * (task.value - task.baseline).square().mean().sqrt()
-    for _ in range(samples):
+    for _ in tqdm(range(samples), desc="sensitivity", unit="map", disable=not (progress and samples), leave=False):
         change = torch.as_tensor(draw.uniform(-1, 1, task.value.shape), dtype=task.value.dtype, device=task.value.device)
         value = task.value + size * change
         score = task.scorer

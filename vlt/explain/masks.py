@@ -127,7 +127,8 @@ class Speaker(nn.Module):
             raise VltError("a Speaker reads one row at a time: its own .ids, and the answer behind them")
         with torch.no_grad():
             run = replaced(self.run, {**beside(self.run, given), **given}) if given else self.run
-            return CausalLMOutput(logits=language.read([Row(run, tuple(input_ids[0, length:].tolist()))])[0][None])
+            (logits,) = language.read([Row(run, tuple(input_ids[0, length:].tolist()))])
+            return CausalLMOutput(logits=logits[None].float())  # captum takes log_softmax in the dtype that it is given
 
     def prepare_inputs_for_generation(self, *_: Any, **__: Any) -> Any:
         """What captum calls first where it caches."""

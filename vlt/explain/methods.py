@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import captum.attr
+import numpy as np
 import torch
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
@@ -39,7 +40,8 @@ class _Told:
 class Task:
     """One attribution under way. value, baseline [1, ...] at the stage. cells [1, ...] int64: the number of the cell that
     each place belongs to; cells are changed as one. options: the method's own; what it chose by itself, it adds. smooth:
-    see `smoothed`. backwards: passes of gradients so far."""
+    see `smoothed`. backwards: passes of gradients so far. noise: the greatest standard error of a cell's heat, by what the
+    method drew (nan: it draws nothing, or does not tell)."""
 
     scorer: Scorer
     value: Tensor
@@ -49,6 +51,7 @@ class Task:
     options: dict[str, Any]
     smooth: float = 0.0
     backwards: int = 0
+    noise: float = math.nan
 
     @property
     def axes(self) -> list[Axis]:
@@ -62,6 +65,14 @@ class Task:
     @property
     def n_cells(self) -> int:
         return int(self.cells.max()) + 1
+
+    @property
+    def numbers(self) -> np.ndarray:
+        """The number of the cell of every place of the heat [the stage's axes without its width]."""
+        numbers = self.cells[0]
+        for axis in sorted(self.widths, reverse=True):
+            numbers = numbers.select(axis - 1, 0)
+        return numbers.cpu().numpy()
 
     def leaf(self) -> Tensor:
         return self.value.detach().clone().requires_grad_()
@@ -264,26 +275,68 @@ def _side(numbers: Tensor, dim: int) -> int:
 
 def ablation(task: Task) -> Tensor:
     """What is lost when one cell is as in the baseline."""
-    return _by_cell(task, captum.attr.FeatureAblation, 1 + task.n_cells)
+    return _by_cell(task, captum.attr.FeatureAblation(task.scorer), 1 + task.n_cells)
 
 
 def shapley_sampling(task: Task, n_samples: int = 25) -> Tensor:
     """Shapley values: what a cell adds, over random orders in which cells come in (Castro et al. 2009). n_samples: orders."""
-    return _by_cell(task, captum.attr.ShapleyValueSampling, 1 + n_samples * task.n_cells, n_samples=n_samples)
+    orders: list[Tensor] = []
+    scores: list[Tensor] = []
+
+    def scored(x: Tensor) -> Tensor:
+        scores.append(task.scorer(x))
+        return scores[-1]
+
+    def drawn(*given: Any) -> Iterator[Tensor]:
+        for order in own(*given):
+            orders.append(torch.as_tensor(order))
+            yield order
+
+    method: Any = captum.attr.ShapleyValueSampling(scored)
+    own, method.permutation_generator = method.permutation_generator, drawn
+    heat = _by_cell(task, method, 1 + n_samples * task.n_cells, n_samples=n_samples)
+    if n_samples > 1:
+        none, *rest = torch.cat(scores).cpu().double().split([1, *[task.n_cells] * n_samples])
+        added = torch.stack([torch.diff(each, prepend=none)[order.argsort()] for each, order in zip(rest, orders, strict=True)])
+        task.noise = float(added.std(0).max()) / math.sqrt(n_samples)
+    return heat
 
 
 def kernel_shap(task: Task, n_samples: int | None = None) -> Tensor:
     """Shapley values by weighted regression on random sets of cells (Lundberg and Lee, arXiv 1705.07874). n_samples: sets
     (by default 8 times the cells, 200 at least)."""
     count = task.options["n_samples"] = n_samples or max(200, 8 * task.n_cells)
+    if task.n_cells < 2:
+        raise VltError("kernel_shap shares what there is among cells, and here is one; ablation tells what it brings")
     if count < task.n_cells:
         raise VltError(f"n_samples = {count} sets do not tell {task.n_cells} cells apart; expected as many at least")
-    return _by_cell(task, captum.attr.KernelShap, count, n_samples=count)
+    method = captum.attr.KernelShap(task.scorer)
+    fitted: list[Tensor] = []
+    own = method.interpretable_model.fit
+
+    def fit(data: Any) -> Any:
+        fitted.extend(next(iter(data)))  # all of it comes as one batch
+        return own(data)
+
+    method.interpretable_model.fit = fit
+    heat = _by_cell(task, method, count, n_samples=count)
+    task.noise = _of_regression(*(part.double().cpu() for part in fitted))
+    return heat
 
 
-def _by_cell(task: Task, kind: Any, rows: int, **options: Any) -> Tensor:
+def _of_regression(sets: Tensor, scores: Tensor, weights: Tensor) -> float:
+    """The greatest standard error of a coefficient (White's, for errors of any size). sets [sample, cell]."""
+    x = torch.cat([torch.ones(len(sets), 1, dtype=sets.dtype), sets], 1)
+    inverse = torch.linalg.pinv((x * weights[:, None]).T @ x, hermitian=True)
+    misses = scores - x @ (inverse @ (x.T @ (weights * scores)))
+    spread = inverse @ (x * (weights * misses)[:, None].square()).T @ x @ inverse
+    free = len(sets) - x.shape[1]
+    return float((spread.diagonal()[1:].clamp(min=0) * len(sets) / free).sqrt().max()) if free > 0 else math.nan
+
+
+def _by_cell(task: Task, method: Any, rows: int, **options: Any) -> Tensor:
     options |= {"feature_mask": task.cells, "perturbations_per_eval": task.scorer.batch}
     with task.bar(rows):
-        out = kind(task.scorer).attribute(task.value, baselines=task.baseline, **options)
+        out = method.attribute(task.value, baselines=task.baseline, **options)
     shares = out / torch.bincount(task.cells.flatten())[task.cells]  # captum gives every number its whole cell's value
     return _places(task, shares)

@@ -98,7 +98,10 @@ class Scorer:
         self.bar.update(len(x))
         own = self.run.row
         rows = self._rows(x)
-        return torch.stack([self.reader(logits[own.begin - 1 :]) for logits in language.read(rows, len(rows))])
+        scores = torch.stack([self.reader(logits[own.begin - 1 :]) for logits in language.read(rows, len(rows))])
+        if x.requires_grad and torch.is_grad_enabled() and not scores.requires_grad:
+            return scores + 0 * x.flatten(1).float().sum(1)  # nothing of it reaches the answer: a gradient of 0
+        return scores
 
     def _rows(self, x: Tensor) -> list[Row]:
         own = self.run.row
@@ -138,11 +141,13 @@ class Scorer:
         return out
 
     def _emptied(self, branches: Sequence[str]) -> Trace:
-        """The same run and answer, of frames of one colour and digital silence."""
+        """The same run and answer, of frames of one colour and digital silence; what its edits put in from other runs, which
+        is content too, is not put in."""
         kinds = {"video": edits.blank(), "audio": edits.mute()}
         if not branches:
             return self.run
-        other = self.run.edited([kinds[branch] for branch in dict.fromkeys(branches)])
+        own = [edit for edit in self.run.edits if not edit.sources]
+        other = (self.run.parent or self.run).edited([*own, *(kinds[branch] for branch in dict.fromkeys(branches))])
         other.__dict__["answer"] = self.run.answer
         return other
 

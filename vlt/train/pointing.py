@@ -22,12 +22,19 @@ def judge(heat: np.ndarray, cause: np.ndarray, cells: Mapping[str, int] | None =
     pointing: is the hottest cell of the cause (Zhang et al., arXiv 1608.00507)? Of several equally hot ones, the share
     that are. mass: the share of what is above 0 that lies on the cause; area: the share of the picture that is the
     cause. rank: the chance that a cell of the cause is hotter than another (area under the ROC curve). chance: of
-    pointing, by a map that knows nothing. Raises `VltError` where the cause is nowhere, or everywhere.
+    pointing, by a map that knows nothing. Raises `VltError` where the cause is nowhere, or everywhere, for heat that is no
+    number, and for cells that are no whole patches or do not tile the picture.
     """
+    if not np.isfinite(heat).all():
+        raise VltError("this heat has numbers that are not finite (nan or infinity): it points nowhere")
     grid, own = on_grid(heat, cause), cause > (COVERED if cause.ndim > 1 else 0)
     if cells and cause.ndim > 1:
         patch = heat.shape[1] // cause.shape[1]
-        sizes = [cells.get("frame", 1), *(max(1, cells.get(axis, 1) // patch) for axis in ("height", "width"))]
+        sides = [cells.get(axis, 1) for axis in ("height", "width")]
+        sizes = [cells.get("frame", 1), *(max(1, side // patch) for side in sides)]
+        whole = all(side <= patch or side % patch == 0 for side in sides)
+        if not whole or any(n % size for n, size in zip(cause.shape, sizes, strict=True)):
+            raise VltError(f"cells {dict(cells)} do not tile {' x '.join(map(str, cause.shape))} patches of {patch} pixels")
         grid, own, cause = _blocks(grid, sizes).sum(-1), _blocks(own, sizes).max(-1), _blocks(cause, sizes).mean(-1)
     if not own.any() or own.all():
         raise VltError("a cause is somewhere, and not everywhere")

@@ -129,7 +129,7 @@ def curves(found: xr.DataArray, what: str = "", note: str = "") -> Figure:
 
 def truth(table: pd.DataFrame, measure: str = "pointing") -> Figure:
     """How often each way's hottest place is of the known cause: a panel for each kind of question, dots with 95 % intervals,
-    and a stroke at what a map that knows nothing would get. Hollow signs are controls.
+    and each a stroke at what a map that knows nothing would get. Hollow signs are controls.
 
     table: what `vlt.train.truth.compare` gave. measure: "pointing", "mass" or "rank". Raises `VltError` for another table.
     """
@@ -142,11 +142,12 @@ def truth(table: pd.DataFrame, measure: str = "pointing") -> Figure:
     best = []
     for axes, kind in zip(panels, kinds, strict=True):
         mine = table[table["question"] == kind]
-        nothing = mine[mine["explained"] == sorts[0]].assign(half=0.5).groupby("way")[_BY_CHANCE[measure]].mean().reindex(ways)
-        tidy(axes).plot(nothing, range(len(ways)), linestyle="", marker="|", color="black", markersize=11, label="chance")
         for i, sort in enumerate(sorts):
-            rows = mine[mine["explained"] == sort].set_index("way")
+            rows = mine[mine["explained"] == sort].assign(half=0.5).set_index("way")
             at = [ways.index(way) + 0.18 * i for way in rows.index]
+            nothing = rows[_BY_CHANCE[measure]]
+            stroke: dict[str, Any] = {"markersize": 5 if i else 8, "label": None if i else "chance"}
+            tidy(axes).plot(nothing, at, linestyle="", marker="|", color="black", **stroke)
             low, high = (rows[f"{measure} {end}"].fillna(rows[measure]) for end in ("low", "high"))
             look: dict[str, Any] = {"color": COLOURS[i], "markersize": 3.5, "linewidth": 0.8, "marker": "osD^v"[i]}
             look |= {} if not i else {"markerfacecolor": "white", "alpha": 0.9}
@@ -154,7 +155,9 @@ def truth(table: pd.DataFrame, measure: str = "pointing") -> Figure:
             axes.errorbar(rows[measure], at, xerr=spread, linestyle="", label=sort, **look)
         own = mine[mine["explained"] == sorts[0]]
         top = own.loc[own[measure].idxmax()]
-        best.append(f"{kind}: {top['way']} {top[measure]:.2f} (chance {nothing[top['way']]:.2f})")
+        best.append(
+            f"{kind}: {top['way']} {top[measure]:.2f} (chance {0.5 if measure == 'rank' else top[_BY_CHANCE[measure]]:.2f})"
+        )
         axes.set_title(f"{kind} (n {int(own['n'].max())})", fontsize=SIZE)
         axes.set_xlim(-0.02, 1.02)
         axes.set_xticks([0, 0.5, 1], ["0", ".5", "1"])
