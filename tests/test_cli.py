@@ -12,8 +12,13 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import CHECKPOINTS, REFERENCE
-from vlt.cli import terminal
+from vlt.cli import look, terminal
+from vlt.inputs.clip import Clip
 from vlt.model import stages
+from vlt.model.load import load
+from vlt.probe import edits
+from vlt.probe.sweep import ABLATIONS, ablations, sweep
+from vlt.probe.trace import trace
 
 ROOT = Path(__file__).parents[1]
 CLIP = ROOT / "data" / "clips" / "two_bell.mp4"
@@ -21,7 +26,7 @@ CLIP = ROOT / "data" / "clips" / "two_bell.mp4"
 
 def vlt(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "vlt.cli", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, cwd=cwd)
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, cwd=cwd)
 
 
 def refused(done: subprocess.CompletedProcess[str], message: str) -> None:
@@ -123,6 +128,7 @@ def test_bad_clips(media, tmp_path: Path, name: str) -> None:
     ("options", "message"),
     [
         (["--model", "nowhere/at/all"], "no such folder"),
+        (["--seed", "3"], "--seed 3: nothing is drawn without --sample"),
         (["--branch", "vidio"], "no branch 'vidio'; nearest: video"),
         (["--coverage", "hole"], "no coverage 'hole'; nearest: whole"),
         (["--n-frames", "40"], "40 frames were asked for"),
@@ -159,6 +165,37 @@ def test_the_box_says_what_it_does_not_know(tmp_path: Path) -> None:
     assert terminal.limits("box", own, "WHAT DO YOU HEAR?").startswith("the box: it has not learnt this question")
     assert "one small world" in (told := terminal.limits("box", strange, "What do you hear?")) and "question" not in told
     assert terminal.limits("a/model", strange, "Why?") == ""
+
+
+def test_sweep(tmp_path: Path) -> None:
+    saved, kept = tmp_path / "later.json", tmp_path / "kept.jsonl"
+    saved.write_text(edits.dumps(edits.shift(8.0)))
+    asked = ("sweep", CLIP, "--ask", "What do you hear?", "--ablate", "audio,reverse", "--edits", saved, "--candidate",
+             "I hear a hum.", "--keep", kept, "--json", tmp_path / "table.json", "--figure", tmp_path / "table.svg")  # fmt: skip
+    done = vlt(*asked)
+    assert done.returncode == 0, done.stderr
+    told = json.loads((tmp_path / "table.json").read_text())
+    assert told["question"] == "What do you hear?" and told["model"] == "box" and told["clip"] == str(CLIP)
+    rows = {row["name"]: row for row in told["sweep"]}
+    run = trace(load(), Clip(CLIP), "What do you hear?")
+    table = sweep(
+        run, ablations(["audio", "reverse"]) | {"later": edits.shift(8.0)}, candidates=["I hear a hum."], progress=False
+    )
+    assert list(rows) == list(table.index) and len(kept.read_text().splitlines()) == 4
+    for name, row in table.iterrows():
+        assert rows[name]["answer"] == row["answer"] and rows[name]["change"] == pytest.approx(row["change"], abs=1e-4)
+        assert rows[name]["I hear a hum."] == pytest.approx(row["I hear a hum."], abs=1e-4)
+    assert done.stderr == ""
+    assert [rows[name]["edits"] for name in ("audio", "later")] == ["without(branch='audio')", "shift(seconds=8.0)"]
+    assert "shift(seconds=8.0)" in done.stdout and "<svg" in (tmp_path / "table.svg").read_text()
+    before = kept.read_bytes()
+    assert vlt(*asked).returncode == 0 and kept.read_bytes() == before  # nothing is made again
+
+
+def test_sweep_names_what_can_be_taken_away() -> None:
+    assert look.ABLATIONS.split(", ") == list(ABLATIONS)
+    refused(vlt("sweep", CLIP, "--ablate", "sound"), "no ablation 'sound'; all: video, audio, blank")
+    refused(vlt("sweep", CLIP, "--edits", "gone.json"), "gone.json: [Errno 2] No such file")
 
 
 def test_stages() -> None:

@@ -41,7 +41,7 @@ def test_explain_writes_figures_and_numbers(tmp_path: Path) -> None:
 def test_whole_segments_are_tested_apart(bell: Trace) -> None:
     """Integrated gradients know the segment of the bell, and of its mel cells which have most."""
     heat = attribute(bell, "spectrograms", "integrated_gradients", "bell", n_steps=32, progress=False)
-    truth, row = _measured(heat, 19, 0)
+    truth, row = _measured(heat, 19, 0, 0)
     whole = faithfulness(heat, cells={"mel": 128, "time": 204}, controls=19, progress=False)
     assert truth is not None and not truth.true and whole.true
     assert row["warnings"] == [truth.warning] and truth.warning.startswith("Moved elsewhere by lot, it does as well (p = ")
@@ -49,7 +49,7 @@ def test_whole_segments_are_tested_apart(bell: Trace) -> None:
     assert whole.table["shifted p"]["gain"] == 1 / 8 and whole.warning == ""  # it beats all the moves that there are
     wrong = attribute(bell, "spectrograms", "relevance", "bell", progress=False)  # hottest in silence
     whole = faithfulness(wrong, cells={"mel": 128, "time": 204}, controls=19, progress=False)
-    row = _measured(wrong, 19, 0)[1]
+    row = _measured(wrong, 19, 0, 0)[1]
     assert not row["true of whole segments"] and row["p of them"] == whole.p > 0.2
 
 
@@ -78,6 +78,15 @@ def test_what_a_method_has_no_heat_at_is_left_out_or_refused(tmp_path: Path) -> 
     refused(late, "attention has heat at prefix, frames")
 
 
+def test_parts_have_no_mean(tmp_path: Path) -> None:
+    done = vlt("explain", CLIPS / "sound_only.mp4", "--ask", "What do you hear?", "--method", "ablation", "--controls", 19,
+               "--target", "chirp", "--baseline", "mean", "--shaken", 2, "--out", tmp_path / "why")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (row,) = json.loads((tmp_path / "why" / "explanation.json").read_text())["heat"]
+    assert row["at"] == "spectrograms" and row["baseline"] == "mean" and row["faithfulness"]["sensitivity"]["value"] >= 0
+    assert done.stderr == ""  # no bars where nobody looks
+
+
 def test_explain_what_a_clip_has(tmp_path: Path) -> None:
     """A clip that is only heard has no frames to explain; nor is anything measured where that is not asked for."""
     done = vlt("explain", CLIPS / "sound_only.mp4", "--ask", "What do you hear?", "--method", "gradient_x_input", "--controls", 0,
@@ -99,6 +108,7 @@ def test_explain_what_a_clip_has(tmp_path: Path) -> None:
         (["--target", "buzz"], "the answer has no word 'buzz'"),
         (["--at", "frame"], "attribution at 'frame'; it can be at frames, patches"),
         (["--baseline", "black"], "no baseline 'black'"),
+        (["--shaken", "2", "--controls", "0"], "--shaken 2: nothing is measured with --controls 0"),
         (["--rather", "buzz"], "--rather buzz wants a word that is said rather: add --target WORD"),
     ],
 )

@@ -204,6 +204,9 @@ def test_on_the_box(bell: Trace) -> None:
     assert not found.table.equals(faithfulness(heat, steps=4, controls=19, progress=False, seed=2).table)
     drawn = heat.figure(found)
     assert "Warning" not in drawn.alt and "ablation at parts" in drawn.alt
+    other = attribute(bell, "parts", "relevance", "bell", progress=False)
+    with pytest.raises(VltError, match=r"of another map \(ablation at parts\); measure this one's own"):
+        other.figure(found)
 
 
 def test_warning_is_drawn_under_the_map(bell: Trace) -> None:

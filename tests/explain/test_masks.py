@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import captum.attr
 import numpy as np
 import pytest
@@ -10,8 +12,9 @@ import torch
 from vlt.errors import VltError
 from vlt.explain.attribution import attribute
 from vlt.explain.masks import SoundMaskInput, Speaker, VideoMaskInput
+from vlt.model.video_llama import VideoLlama
 from vlt.probe import edits
-from vlt.probe.trace import Trace
+from vlt.probe.trace import Trace, trace
 
 
 def by_captum(run: Trace, inputs: VideoMaskInput | SoundMaskInput, **options: object) -> captum.attr.LLMAttributionResult:
@@ -55,6 +58,15 @@ def test_video_as_ours(square: Trace) -> None:
     ours = attribute(square, "frames", "ablation", progress=False, cells={"frame": 8, "height": 32, "width": 64})
     np.testing.assert_allclose(found.seq_attr, ours.heat.values.reshape(8, 2, 32, 64).sum((0, 2, 3)), atol=1e-3)
     assert [int(mask.sum()) for mask in inputs.get_mask_list()] == [8 * 32 * 64] * 2
+
+
+def test_half_precision_is_scored_in_full(boxed: VideoLlama, bell: Trace) -> None:
+    """captum takes the logarithm in the dtype of the logits; ours is of float32."""
+    run = trace(copy.deepcopy(boxed).to(torch.bfloat16), bell.clip, bell.question)
+    found = by_captum(run, SoundMaskInput(run, torch.arange(8)[:, None, None].expand(8, 128, 204)), use_cached_outputs=False)
+    ours = attribute(run, "spectrograms", "ablation", progress=False, cells={"mel": 128, "time": 204})
+    np.testing.assert_allclose(found.seq_attr, ours.heat.sum(("mel", "time")), atol=3e-3, rtol=0.02)
+    assert found.seq_attr.abs().min() > 0  # scored in steps of bfloat16, all but one would be 0
 
 
 def test_everything_there_is_the_run_itself(square: Trace) -> None:

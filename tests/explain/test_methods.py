@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import captum.attr
@@ -140,6 +141,12 @@ CAPTUM: dict[str, Any] = {
     ),
     "gradient_shap": lambda f, x, b, mask: captum.attr.GradientShap(f).attribute(x, b, n_samples=16),
 }
+CAPTUM["smoothgrad"] = lambda f, x, b, mask: sum(  # noise is drawn for one copy at a time
+    captum.attr.NoiseTunnel(captum.attr.Saliency(f)).attribute(
+        x, nt_type="smoothgrad", nt_samples=1, abs=False, stdevs=0.1 * float((x - b).detach().square().mean().sqrt())
+    )
+    for _ in range(16)
+).abs() / 16  # fmt: skip
 ONCE = ("occlusion", "ablation", "shapley_sampling", "kernel_shap")  # one value for all numbers of a place
 
 
@@ -153,7 +160,7 @@ def test_as_captum_called_directly(method: str, bell: Trace) -> None:
     with torch.enable_grad():
         theirs = CAPTUM[method](score, score.value.detach().clone().requires_grad_(), baseline, mask).detach()[0]
     theirs = theirs[:, 0] if method in ONCE else theirs.sum(-1)
-    options = {"n_samples": 16} if method == "gradient_shap" else {}
+    options = {"n_samples": 16} if method in ("gradient_shap", "smoothgrad") else {}
     ours = attribute(bell, "segment_tokens", method, "bell", seed=3, progress=False, **options)
     np.testing.assert_allclose(ours.heat.values, theirs.numpy(), rtol=2e-3, atol=2e-4)
 
@@ -196,6 +203,56 @@ def test_every_method_on_parts_and_features(method: str, bell: Trace) -> None:
     hottest = found.heat[int(found.heat.values.argmax())]
     if method not in (*READ_ATTENTION, "grad_cam"):
         assert float(hottest["start" if at == "segment_tokens" else "seconds"]) == 2.0
+
+
+def test_grad_cam_as_captum_called_directly(bell: Trace) -> None:
+    """Its layer, behind one that passes the segment tokens on: gradients are averaged over all behind the first axis, which
+    in a layer of pictures are places, and here must be put so."""
+
+    class Behind(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.score = torch.nn.Identity(), scorer(bell, "segment_tokens", "bell")
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:  # [1, width, segment]
+            return self.score(self.layer(x).mT)
+
+    model = Behind()
+    x = model.score.value.detach().clone().mT.requires_grad_()
+    with torch.enable_grad():
+        theirs = captum.attr.LayerGradCam(model, model.layer).attribute(x, relu_attributions=True)
+    ours = attribute(bell, "segment_tokens", "grad_cam", "bell", progress=False)
+    np.testing.assert_allclose(ours.heat.values, theirs[0, 0].detach().numpy(), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["shapley_sampling", "kernel_shap"])
+def test_the_error_of_what_is_drawn_is_told(method: str) -> None:
+    """As far as maps of other seeds lie apart; where cells do not hang on each other, draws do not matter to orders."""
+    draws = [on_paper(product=3.0) for _ in range(60)]
+    heats = np.stack([heat_of(method, task, seed).numpy() for seed, task in enumerate(draws)])
+    told = np.array([task.noise for task in draws])
+    apart = heats.std(0, ddof=1).max()
+    assert apart > 0.01 and np.median(told) == pytest.approx(apart, rel=0.35)
+    plain = on_paper()
+    heat_of(method, plain, 0)
+    assert plain.noise == pytest.approx(0, abs=1e-5)
+    assert np.isnan(on_paper().noise)
+
+
+def test_more_noise_than_map_is_a_warning(bell: Trace) -> None:
+    few, many = (attribute(bell, "parts", "shapley_sampling", "bell", n_samples=n, progress=False) for n in (2, 25))
+    assert many.noise < few.noise
+    assert f"a cell's standard error is up to {many.noise:.2g}" in many.figure().alt
+    loud = dataclasses.replace(many, noise=float(many.heat.max()))
+    assert "Another draw gives another map" in loud.warnings[0] and not many.warnings
+    with pytest.raises(VltError, match="shares what there is among cells, and here is one"):
+        attribute(bell, "audio_features", "kernel_shap", cells={"segment": 8}, progress=False)
+
+
+def test_what_lies_on_class_tokens_is_told(square: Trace) -> None:
+    heat = attribute(square, "patches", "gradient_x_input", "white", progress=False)
+    of_none = f"not drawn, have {float(heat.heat[:, 0].sum()):.2g} of {float(heat.heat.sum()):.2g}."
+    assert of_none in heat.figure().alt
 
 
 def test_grad_cam_is_of_each_frame(square: Trace) -> None:

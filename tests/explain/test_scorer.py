@@ -9,7 +9,9 @@ import torch
 import vlt
 from tests.explain.conftest import CLIPS
 from vlt.errors import VltError
+from vlt.explain.attribution import attribute
 from vlt.explain.scorer import PLACES, scorer
+from vlt.inputs.clip import Clip
 from vlt.model.video_llama import VideoLlama
 from vlt.probe import edits, engine
 from vlt.probe.trace import Trace, trace
@@ -155,6 +157,38 @@ def test_blank_is_what_edits_make(at: str, bell: Trace) -> None:
         expected[:, text] = bell.model.get_input_embeddings().weight.float().mean(0)
         expected = expected[:, : bell.row.begin]
     torch.testing.assert_close(without, expected, atol=1e-5, rtol=1e-4)
+
+
+TAKEN = {
+    "the whole stage": lambda hum: (edits.swap("audio_features", hum), edits.swap_sound(hum)),
+    "of several": lambda hum: (edits.resample("audio_features", [hum, hum]), edits.swap_sound(hum)),
+    "a mean": lambda hum: (edits.mean("segment_tokens", [hum]), edits.swap_sound(hum)),
+    "some segments": lambda hum: (
+        [edits.mute(), edits.swap("audio_features", hum, segment=[3, 4])],
+        [edits.mute(), edits.swap("spectrograms", hum, segment=[3, 4])],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TAKEN)
+def test_what_comes_from_another_run_is_content(name: str, bell: Trace) -> None:
+    """The same numbers at a stage, put in there or before it, have the same heat; silence does not hold them."""
+    there, before = (bell.rerun(edit) for edit in TAKEN[name](Clip(CLIPS / "hum.mp4")))
+    assert (there.stage("segment_tokens") - before.stage("segment_tokens")).abs().max() <= 1e-5
+    for at in ("segment_tokens", "prefix", "parts"):
+        heats = [attribute(run, at, "ablation", "hum", progress=False) for run in (there, before)]
+        np.testing.assert_allclose(heats[0].heat, heats[1].heat, atol=1e-4)
+        assert heats[0].score - heats[0].score_without > 1
+    silent = scorer(there, "segment_tokens").without()[0]
+    assert (silent - bell.rerun(edits.mute()).stage("segment_tokens")).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("edit", [edits.zero("audio_prefix"), edits.without("audio")])
+@pytest.mark.parametrize("method", ["saliency", "integrated_gradients", "smoothgrad", "gradient_shap", "grad_cam"])
+def test_a_gradient_of_what_is_cut_is_zero(method: str, edit: edits.Edit, bell: Trace) -> None:
+    run = bell.rerun(edit)
+    heat = attribute(run, "audio_features", method, progress=False)
+    assert not heat.heat.values.any() and "little to explain" in heat.warnings[0]
 
 
 @pytest.mark.parametrize("baseline", ["blank", "zero", "mean"])

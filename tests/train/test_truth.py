@@ -48,6 +48,11 @@ def test_cells_that_go_together_are_judged_as_one() -> None:
     heat = np.zeros((2, 4, 8))
     heat[:, :2, :2] = 1  # a tube of one patch, hot in both frames, of which the thing is there in one
     assert pointing.judge(heat, cause)["pointing"] == 0.5 and pointing.judge(heat, cause)["chance"] == 2 / 16
+    for cells in ({"frame": 3}, {"height": 6, "width": 4}, {"height": 1000}, {"height": 3, "width": 3}):
+        with pytest.raises(VltError, match="do not tile"):
+            pointing.judge(heat, cause, cells)
+    with pytest.raises(VltError, match="not finite"):
+        pointing.judge(heat * np.nan, cause)
     tubes = pointing.judge(heat, cause, {"frame": 2, "height": 2, "width": 2})
     assert tubes["pointing"] == 1 and tubes["chance"] == 2 / 8 and tubes["area"] == pytest.approx(2.2 / 16)
     assert tubes["mass"] == 0.5  # it covers half of what is hot, in frames

@@ -40,6 +40,9 @@ def explain(
     controls: Annotated[
         int, typer.Option(help="Maps that know nothing, to measure beside, 19 at least; 0 measures nothing.", min=0)
     ] = 20,
+    shaken: Annotated[
+        int, typer.Option(help="Runs of the method under a little noise, to measure sensitivity by; 0 measures none.", min=0)
+    ] = 0,
     model: Annotated[str, typer.Option(help="'box', a converted folder, or a hub name.")] = "box",
     seed: Annotated[int, typer.Option(help="Of everything that is drawn.", min=0, max=2**32 - 1)] = 0,
     batch: Annotated[int, typer.Option(help="Changed copies that are computed together.", min=1)] = 16,
@@ -57,10 +60,12 @@ def explain(
         raise VltError(f"--rather {rather} wants a word that is said rather: add --target WORD")
     if controls:
         check_controls(controls)
+    elif shaken:
+        raise VltError(f"--shaken {shaken}: nothing is measured with --controls 0")
     for place in at or ["prefix"]:
         check_method(method, place)
     run = trace(load(model), Clip(clip), ask)
-    places = list(dict.fromkeys(at or _usual(method, run.prompt.branches)))
+    places = list(dict.fromkeys(at or _usual(method, run.prompt.branches, baseline)))
     pictures = {"frames", "patches"} & set(places)
     if smooth and not pictures:
         raise VltError(f"--smooth {smooth}: there is no heat on pictures at {', '.join(places)}; add --at frames or patches")
@@ -68,8 +73,9 @@ def explain(
     found = []
     for place in places:
         blur = smooth if place in pictures else 0.0
-        heat = attribute(run, place, method, wanted, baseline=baseline, smooth=blur, seed=seed, batch=batch)
-        found.append((heat, *_measured(heat, controls, seed)))
+        shown = terminal.err.is_terminal
+        heat = attribute(run, place, method, wanted, baseline=baseline, smooth=blur, seed=seed, batch=batch, progress=shown)
+        found.append((heat, *_measured(heat, controls, shaken, seed)))
     out.mkdir(exist_ok=True)
     for heat, truth, _ in found:
         _write(out, heat, truth)
@@ -88,25 +94,27 @@ def _check_folder(out: Path) -> None:
         raise VltError(f"{out.parent}: is no folder that can be written in")
 
 
-def _usual(method: str, branches: Sequence[str]) -> list[str]:
+def _usual(method: str, branches: Sequence[str], baseline: str) -> list[str]:
     from vlt.explain.attribution import places_of
 
     features = method == "grad_cam"
     own = {"video": "patches" if features else "frames", "audio": "audio_features" if features else "spectrograms"}
-    return [at for at in ("parts", *(own[b] for b in own if b in branches)) if at in places_of(method)]
+    parts = [] if baseline == "mean" else ["parts"]  # there is no mean of a frame and a word
+    return [at for at in (*parts, *(own[b] for b in own if b in branches)) if at in places_of(method)]
 
 
-def _measured(heat: Attribution, controls: int, seed: int) -> tuple[Faithfulness | None, dict[str, Any]]:
+def _measured(heat: Attribution, controls: int, shaken: int, seed: int) -> tuple[Faithfulness | None, dict[str, Any]]:
     """How true it is, if that is asked for, and all that is told of it."""
     if not controls:
         return None, _row(heat, None)
     from vlt.explain.faithfulness import faithfulness
 
-    truth = faithfulness(heat, controls=controls, seed=seed)
+    shown = terminal.err.is_terminal
+    truth = faithfulness(heat, controls=controls, samples=shaken, seed=seed, progress=shown)
     row = _row(heat, truth)
     whole = {str(name): size for name, size in list(heat.heat.sizes.items())[1:]}
     if whole and len(heat.heat) >= 4:  # a map can be true of segments, and not of the mel cells in them
-        again = faithfulness(heat, cells=whole, controls=controls, seed=seed)
+        again = faithfulness(heat, cells=whole, controls=controls, seed=seed, progress=shown)
         row |= {f"true of whole {heat.heat.dims[0]}s": again.true, "p of them": again.p}
     return truth, row
 
@@ -130,6 +138,7 @@ def _row(heat: Attribution, truth: Faithfulness | None) -> dict[str, Any]:
         "score": heat.score,
         "score_without": heat.score_without,
         "error": None if heat.error != heat.error else heat.error,
+        "noise": None if heat.noise != heat.noise else heat.noise,
         "warnings": heat.warnings,
         "hottest": {name: value for name, value in hottest.items() if value == value},
         "forwards": heat.forwards,
@@ -144,6 +153,8 @@ def _row(heat: Attribution, truth: Faithfulness | None) -> dict[str, Any]:
 
 def _print(answer: str, rows: list[dict[str, Any]]) -> None:
     terminal.out.print(f"[bold]answer[/bold]  {escape(terminal.printable(answer))}", highlight=False)
+    from vlt.explain.attribution import LITTLE
+
     measured = ["deletion (random)", "insertion (random)", "true", "of whole ones"] if "faithfulness" in rows[0] else []
     table = Table("at", "hottest", "score", "without", *measured, box=None, header_style="bold")
     for row in rows:
@@ -155,7 +166,8 @@ def _print(answer: str, rows: list[dict[str, Any]]) -> None:
             whole = [
                 f"{_yes(true)}, p {row['p of them']:.2f}" for name, true in row.items() if name.startswith("true of whole ")
             ]
-            cells += [f"{_yes(row['true'])}, p {row['p']:.2f}", *whole]
+            little = abs(row["score"] - row["score_without"]) < LITTLE
+            cells += ["nothing to explain"] if little else [f"{_yes(row['true'])}, p {row['p']:.2f}", *whole]
         table.add_row(row["at"], escape(terminal.printable(hottest)), *cells)
     terminal.out.print(table)
     for row in rows:

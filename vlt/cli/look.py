@@ -15,6 +15,12 @@ from rich.table import Table
 from vlt.cli import terminal
 from vlt.errors import VltError, write_whole
 
+# Those of vlt.probe.sweep, which takes seconds to import.
+ABLATIONS = (
+    "video, audio, blank, mute, frame_position, segment_position, reverse, shuffle, one_frame, image_queries, frame_tokens, "
+    "video_prefix, audio_features, segment_tokens, audio_prefix, question"
+)
+
 if TYPE_CHECKING:
     from vlt.inputs.clip import Clip
     from vlt.model.answer import Answer
@@ -44,6 +50,8 @@ def probe(
     """What a clip holds, what becomes of it stage by stage, and the answer to a question about it."""
     terminal.check_file(json_file)
     terminal.check_page(html)
+    if seed is not None and not sample:
+        raise VltError(f"--seed {seed}: nothing is drawn without --sample")
     if json_file is not None and json_file.exists() and clip.exists() and json_file.samefile(clip):
         raise VltError(f"--json {json_file}: is the clip itself; give another file")
     with terminal.progress() as bar:
@@ -87,7 +95,8 @@ def _save_page(
     from vlt.probe.trace import trace
 
     said = None if drawn is None else drawn.text
-    save_html(trace(model, clip, question, answer=said, max_new_tokens=length, **options), path)
+    run = trace(model, clip, question, answer=said, max_new_tokens=length, **options)
+    save_html(run, path, progress=terminal.err.is_terminal)
 
 
 def _stage_rows(
@@ -166,7 +175,7 @@ def sweep(
     clip: Annotated[Path, typer.Argument(help="A video, picture or sound file.", show_default=False)],
     ask: Annotated[str, typer.Option(help="The question.")] = "What do you see, and what do you hear?",
     ablate: Annotated[
-        str | None, typer.Option(help="What is taken away, one by one: names with commas.", show_default=False)
+        str | None, typer.Option(help=f"What is taken away, one by one: names with commas, of {ABLATIONS}.", show_default=False)
     ] = None,
     edits: Annotated[
         list[Path] | None,
@@ -197,17 +206,27 @@ def sweep(
     variants = named if named is not None else {} if files else sweeping.possible(run)
     if both := set(variants) & set(files):
         raise VltError(f"two variants are named {both.pop()!r}; name the file otherwise")
-    rows = sweeping.sweep(run, {**variants, **files}, candidates=candidate or (), keep=keep, batch=batch)
-    table = Table("", "answer", "log p", "change", *(escape(c) for c in candidate or ()), box=None, header_style="bold")
+    given = {"candidates": candidate or (), "keep": keep, "batch": batch, "progress": terminal.err.is_terminal}
+    rows = sweeping.sweep(run, {**variants, **files}, **given)
+    done = {name: "; ".join(map(str, saved.as_list(found))) for name, found in {**variants, **files}.items()}
+    names = (escape(c) for c in candidate or ())
+    table = Table("", "edit", "answer", "log p", "change", *names, box=None, header_style="bold")
     for name, row in rows.iterrows():
         said = escape(textwrap.shorten(terminal.printable(row["answer"]), 200, placeholder=" ..."))
         numbers = [f"{row['logprob']:.3f}", f"{row['change']:+.3f}", *(f"{row[c]:.3f}" for c in candidate or ())]
-        table.add_row(escape(str(name)), said if row["same"] else f"[bold]{said}[/bold]", *numbers)
+        table.add_row(
+            escape(str(name)),
+            escape(terminal.printable(done.get(name, ""))),
+            said if row["same"] else f"[bold]{said}[/bold]",
+            *numbers,
+        )
     terminal.out.print(table)
     terminal.note(terminal.limits(model, clip, ask))
     terminal.out.print("log p: of the unedited run's answer, natural logarithm", style="dim", highlight=False)
     if json_file is not None:
-        write_whole(json_file, json.dumps(rows.reset_index().to_dict("records"), indent=1, ensure_ascii=False) + "\n")
+        told = [{"edits": done.get(row["name"], "")} | row for row in rows.reset_index().to_dict("records")]
+        result = {"clip": str(clip), "question": ask, "model": model, "sweep": told}
+        write_whole(json_file, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
     if figure is not None:
         from vlt.view import figures
 

@@ -341,8 +341,8 @@ class Answers:
             if branch not in self.branches:
                 raise VltError(f"this model has no {branch} branch")
             if not (clip.n_frames if branch == "video" else clip.sound.state == "there"):
-                problem = clip.sound.problem if branch == "audio" else ""
-                raise VltError(f"{clip.path}: has no usable {branch}{': ' + problem if problem else ''}")
+                why = clip.sound.problem or "there is no sound in it" if branch == "audio" else "there is no picture in it"
+                raise VltError(f"{clip.path}: has no usable {branch}: {why}")
         if not branches:
             raise VltError("no branch was asked for; give 'video', 'audio' or both, or clip=None for text only")
         return tuple(branches)

@@ -62,7 +62,7 @@ class Source:
             return cls(str(other.path.absolute()))
         if hasattr(other, "rerun"):
             return cls(str(other.clip.path.absolute()), other.question, other.setting.options(), other.edits, other)
-        raise VltError(f"values are taken from a Trace or a Clip, not from a {type(other).__name__}")
+        raise VltError(f"values are taken from a Trace or a Clip, not from a {type(other).__name__}; for those use custom")
 
     def __str__(self) -> str:
         return f"{Path(self.clip).name!r}{f' with {list(map(str, self.edits))}' if self.edits else ''}"
@@ -104,7 +104,10 @@ class Edit:
 
     def __str__(self) -> str:
         of = [f"{key}={value!r}" for key, value in {**self.where, **self.options}.items()]
-        return f"{self.kind}({', '.join([repr(self.at), *map(str, self.sources), *of])})"
+        cut = self.kind == "knockout"
+        there = [] if self.at == (AT_LANGUAGE_MODEL if cut else _AT.get(self.kind)) else [f"{'at=' * cut}{self.at!r}"]
+        given = [*map(str, self.sources), *of]
+        return f"{self.kind}({', '.join([*given, *there] if cut else [*there, *given])})"
 
     def __hash__(self) -> int:
         return hash((self.kind, self.at, str(self)))
@@ -303,7 +306,8 @@ def loads(text: str) -> list[Edit]:
     except (ValueError, AttributeError, TypeError, KeyError, RecursionError) as error:
         if isinstance(error, VltError):
             raise
-        raise VltError(f"edits cannot be read from this JSON ({first_line(error)}); `vlt.edits.dumps` writes them") from error
+        why = f"{error} is lacking" if isinstance(error, KeyError) else first_line(error)
+        raise VltError(f"edits cannot be read from this JSON ({why}); `vlt.edits.dumps` writes them") from error
 
 
 def read(path: Path) -> list[Edit]:

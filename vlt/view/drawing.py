@@ -89,7 +89,8 @@ def heat_of(heat: Any, forms: Sequence[tuple[str, ...]], who: str) -> xr.DataArr
     patches and frame tokens are unfolded. Raises `VltError`, in the name of `who`, where none fits."""
     wanted = " or ".join(f"[{', '.join(form)}]" for form in forms)
     if not isinstance(heat, xr.DataArray):
-        raise VltError(f"{who} draws a labelled array (xarray.DataArray) {wanted}; this is a {type(heat).__name__}")
+        of = "; give its .heat" if isinstance(getattr(heat, "heat", None), xr.DataArray) else ""
+        raise VltError(f"{who} draws a labelled array (xarray.DataArray) {wanted}; this is a {type(heat).__name__}{of}")
     came = f"[{', '.join(f'{dim} {size}' for dim, size in heat.sizes.items())}]"
     named = {name for form in forms for name in form}
     heat = _unfolded(heat.squeeze([dim for dim in heat.dims if heat.sizes[dim] == 1 and dim not in named]), who)

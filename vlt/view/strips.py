@@ -148,7 +148,7 @@ def frames(strip: Strip, run: Trace, heat: xr.DataArray, top: float | None = Non
 
 def _on_grey(axes: Axes, picture: np.ndarray, heat: np.ndarray, scale: Scale) -> None:
     """Grey of little contrast: what is in the picture stays visible, and hardly changes the colours of the heat."""
-    grey = 0.2 + 0.6 * picture.mean(-1, keepdims=True).repeat(3, -1) / 255
+    grey = 0.3 + 0.35 * picture.mean(-1, keepdims=True).repeat(3, -1) / 255
     height, width = picture.shape[:2]
     axes.imshow(grey)
     extent = (-0.5, width - 0.5, height - 0.5, -0.5)
