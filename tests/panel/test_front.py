@@ -269,6 +269,25 @@ def test_the_picture_has_what_is_seen(show: Callable[..., Any]) -> None:
         assert len(found[0]) > 20_000 and abs(found[1].mean() - (10 + 80 + 166 * i)) < 20  # a square of its own
 
 
+def test_nothing_is_saved_while_the_answer_is_not_of_the_switches(show: Callable[..., Any]) -> None:
+    at = show(switches={**ALL_ON, "audio": False})
+    at.evaluate("window.saved = 0; HTMLAnchorElement.prototype.click = () => saved++")
+    buttons = [at.get_by_role("button", name=f"Save as {kind}") for kind in ("JSON", "PNG")]
+
+    def clicked() -> int:
+        at.evaluate("saved = 0")
+        for button in buttons:
+            button.click(force=True)
+        at.wait_for_timeout(300)  # a picture is made beside
+        return int(at.evaluate("saved"))
+
+    assert [button.get_attribute("aria-disabled") for button in buttons] == ["true", "true"] and clicked() == 0
+    assert buttons[0].get_attribute("title") == "the answer without what is off is not there yet"
+    at.evaluate("told => put({ view: { ...all.view, edited: told } })", EDITED)
+    assert [button.get_attribute("aria-disabled") for button in buttons] == ["false", "false"] and clicked() == 2
+    assert buttons[0].get_attribute("title") == ""
+
+
 def test_another_clip_leaves_what_somebody_does(show: Callable[..., Any]) -> None:
     at = show()
     at.get_by_label("question", exact=True).fill("What is lo")

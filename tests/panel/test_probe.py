@@ -681,6 +681,17 @@ def test_state_is_json(probe: Probe) -> None:
     assert again.answer.text == state["edited"]["text"]
 
 
+def test_a_state_is_of_one_run_also_while_the_next_is_computed(probe: Probe) -> None:
+    probe.switch(segments_off=[1])
+    probe.wait()
+    before = probe.state()
+    probe.switch(audio=False)
+    assert probe.view["switches"]["audio"] is False and probe.view["edited"] is None and probe.state() == before
+    probe.wait()
+    state = probe.state()
+    assert state["switches"]["audio"] is False and state["edited"]["text"] == "I hear nothing." and state["edits"]
+
+
 def test_front_end_needs_no_network_and_sets_no_html() -> None:
     for name in ("front.js", "front.css"):
         text = (HERE / name).read_text()

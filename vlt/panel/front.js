@@ -284,9 +284,16 @@ class Panel {
       return node("label", {}, tick, ` ${names[name]}`);
     });
     renew(this.parts.switches, this.saved ? "" : node("div", { className: "row", role: "group", "aria-label": "switches" }, node("strong", {}, "On:"), ...ticks));
+    for (const button of this.exports) { // not disabled, or it would lose the focus
+      button.setAttribute("aria-disabled", String(!this.settled));
+      button.title = this.settled ? "" : "the answer without what is off is not there yet";
+    }
     this.paintLegend();
     this.paintHeatEverywhere();
   }
+
+  // Is what is shown the answer of what is switched?
+  get settled() { return !!this.saved || !!this.view.edited || !this.whatIsOff().length; }
 
   whatIsOff() {
     const { video, audio, positions, frames_off, segments_off } = this.view.switches, { shown } = this, off = [];
@@ -477,9 +484,9 @@ class Panel {
   // ------------------------------------------------------------------ files in and out
 
   buildTools() {
-    const buttons = [
-      node("button", { onclick: () => this.saveState() }, "Save as JSON"),
-      node("button", { onclick: () => this.savePicture() }, "Save as PNG"),
+    this.exports = [
+      node("button", { onclick: () => this.settled && this.saveState() }, "Save as JSON"),
+      node("button", { onclick: () => this.settled && this.savePicture() }, "Save as PNG"),
     ];
     const own = [];
     if (!this.saved) {
@@ -490,7 +497,7 @@ class Panel {
       own.push(path, node("button", { onclick: go }, "Open"), file);
       this.files = [path, file]; // that name what is opened next
     }
-    this.parts.tools.append(node("div", { className: "row" }, ...own, ...buttons));
+    this.parts.tools.append(node("div", { className: "row" }, ...own, ...this.exports));
   }
 
   async upload(file) {

@@ -168,8 +168,9 @@ class Probe(anywidget.AnyWidget):
 
     def state(self) -> dict[str, Any]:
         """What is to be seen, without the pictures: question, answers, switches with the edits that they stand for (see
-        `vlt.edits.loads`), and heat. It can be saved as JSON."""
-        return {"clip": self.shown["name"], **copy.deepcopy(self.view)}
+        `vlt.edits.loads`), and heat; while something is computed, what was there before. It can be saved as JSON."""
+        with self._lock:
+            return {"clip": self.shown["name"], **copy.deepcopy(self._settled[1])}
 
     def close(self) -> None:
         self.cancel()
