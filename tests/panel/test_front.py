@@ -244,6 +244,7 @@ def _wav(seconds: int) -> bytes:
 def test_the_picture_has_what_is_seen(show: Callable[..., Any]) -> None:
     at = show(
         switches={**ALL_ON, "frames_off": [3]},
+        answer={**made_up()["view"]["answer"], "note": "the box: it has not learnt this question"},
         edited=EDITED,
         heat=heat(frames=None, frame_bars=None),
         word={"number": 3, "edited": True},
@@ -257,7 +258,7 @@ def test_the_picture_has_what_is_seen(show: Callable[..., Any]) -> None:
         at.get_by_role("button", name="Save as PNG").click()
     drawn = np.asarray(Image.open(got.value.path()).convert("RGB")).astype(int)
     said = " ".join(at.evaluate("texts"))
-    assert "a.mp4: What do you hear?" in said and "I hear a bell" in said
+    assert "a.mp4: What do you hear?" in said and "I hear a bell the box: it has not learnt this question" in said
     assert "without what is seen at 6 s: I hear a hum (log p of the first answer: change −2.00)" in said
     assert (
         "integrated gradients for “bell”, in the answer without what is off" in said
@@ -353,6 +354,14 @@ def test_what_is_typed_while_an_answer_comes_stays(show: Callable[..., Any]) -> 
 def test_an_answer_that_was_cut_off_says_so(show: Callable[..., Any]) -> None:
     at = show(answer={**made_up()["view"]["answer"], "cut": True}, edited=EDITED)
     assert "(cut off)" in at.locator(".answer").inner_text() and "(cut off)" not in at.locator(".edited").inner_text()
+
+
+def test_what_the_model_does_not_know_stands_beside_its_answer(show: Callable[..., Any]) -> None:
+    at = show()
+    assert at.get_by_role("note").count() == 0
+    at.evaluate("put({ view: { ...all.view, answer: { ...all.view.answer, note: 'the box: it has not learnt this' } } })")
+    note = at.locator(".top").get_by_role("note")
+    assert note.inner_text() == "the box: it has not learnt this" and note.get_attribute("class") == "soft"
 
 
 def test_sound_that_is_shorter_than_a_segment(show: Callable[..., Any]) -> None:

@@ -23,6 +23,7 @@ from PIL import Image
 
 import vlt
 from vlt.errors import VltError
+from vlt.model import box
 from vlt.model.video_llama import VideoLlama
 from vlt.panel import probe as panels
 from vlt.panel.probe import HERE, Probe
@@ -62,6 +63,21 @@ def test_ask(probe: Probe, boxed: VideoLlama) -> None:
     probe.wait()
     assert probe.view["question"] == "What colour is the square?"
     assert probe.view["answer"]["text"] == boxed.answer(probe.run.clip, "What colour is the square?").text
+
+
+def test_what_the_box_does_not_know_is_told(probe: Probe, tmp_path: Path) -> None:
+    assert probe.state()["answer"]["note"] == ""
+    probe.ask("Why?")
+    probe.wait()
+    assert probe.state()["answer"]["note"].startswith("the box: it has not learnt this question")
+    shutil.copy(CLIPS / "silent.mp4", tmp_path / "strange.mp4")
+    probe.load_clip(tmp_path / "strange.mp4", "What do you see?")
+    probe.wait()
+    assert "one small world" in probe.state()["answer"]["note"] and "this question" not in probe.state()["answer"]["note"]
+    note = probe.view["answer"]["note"]
+    assert note == box.limits("box", tmp_path / "strange.mp4", "What do you see?")  # as the command line has it
+    assert note == box.limits(str(box.folder()), tmp_path / "strange.mp4", "What do you see?")
+    assert box.limits("a/model", tmp_path / "strange.mp4", "Why?") == box.limits("", tmp_path / "strange.mp4", "Why?") == ""
 
 
 def test_the_answer_comes_word_by_word(probe: Probe, monkeypatch: pytest.MonkeyPatch) -> None:

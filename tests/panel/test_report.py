@@ -81,6 +81,15 @@ def test_text_is_escaped(boxed: VideoLlama, tmp_path: Path) -> None:
     assert data_of(held)["view"]["question"] == EVIL  # nothing is lost
 
 
+def test_what_the_box_does_not_know_is_told(saved: Path, boxed: VideoLlama, page: Page, tmp_path: Path) -> None:
+    run = trace(boxed, vlt.Clip(CLIPS / "two_bell.mp4"), "Why?", max_new_tokens=3)
+    run.save_html(tmp_path / "x.html", methods=["relevance"], sweep=False, progress=False)
+    page.page.goto((tmp_path / "x.html").as_uri())
+    assert page.page.get_by_role("note").inner_text().startswith("the box: it has not learnt this question")
+    page.page.goto(saved.as_uri())
+    assert page.page.get_by_role("note").count() == 0 and page.errors == []
+
+
 def test_refusals(bell: Trace, tmp_path: Path) -> None:
     with pytest.raises(VltError, match="no method 'magic'"):
         bell.save_html(tmp_path / "x.html", methods=["magic"])

@@ -262,7 +262,7 @@ class Panel {
         node("p", { className: "soft" }, `off: ${this.whatIsOff().join(", ")}${blind ? ": nothing is seen or heard, so this is a guess from the words" : ""}`),
       );
     }
-    renew(this.words, node("div", { className: "sides" }, ...both), ...below, node("p", { className: "soft" }, "Click a word to see where it looked and listened. Dashed: the model was unsure."));
+    renew(this.words, node("div", { className: "sides" }, ...both), view.answer.note ? node("p", { className: "soft", role: "note" }, view.answer.note) : "", ...below, node("p", { className: "soft" }, "Click a word to see where it looked and listened. Dashed: the model was unsure."));
     const off = view.switches;
     this.frameCells.forEach((cell, i) => {
       this.frameSwitches[i].checked = !off.frames_off.includes(i);
@@ -527,6 +527,7 @@ class Panel {
     const width = 1200, line = 24, canvas = node("canvas", { width, height: 10 }), context = canvas.getContext("2d");
     const whole = ({ text, cut }) => (cut ? `${text}\u2026 (cut off)` : text);
     const { view, shown } = this, texts = [`${shown.name}: ${view.question}`, whole(view.answer)];
+    if (view.answer.note) texts.push(view.answer.note);
     if (view.edited) texts.push(`without ${this.whatIsOff().join(", ")}: ${whole(view.edited)} (log p of the first answer: change ${fixed(view.edited.change)})`);
     if (view.heat) texts.push(`${this.explained()} (${view.heat.signed ? "orange: for, purple: against" : "orange: much, for or against"}).${this.inAll()}`);
     if (view.heat) texts.push(...view.heat.warnings.map((warning) => `\u26a0 ${minus(warning)}`));

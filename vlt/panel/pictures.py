@@ -17,7 +17,7 @@ from vlt.errors import VltError, nearest
 from vlt.explain.attribution import COMPARABLE, METHODS, UNSIGNED, attribute
 from vlt.inputs import audio
 from vlt.inputs.video import denormalise
-from vlt.model import stages
+from vlt.model import box, stages
 from vlt.probe.trace import Trace
 
 PLAYED = {".mp4": "video/mp4", ".m4v": "video/mp4", ".webm": "video/webm", ".wav": "audio/wav", ".mp3": "audio/mpeg"}
@@ -96,8 +96,8 @@ def media(path: Path, limit: int) -> tuple[bytes, str]:
 
 
 def said(run: Trace) -> dict[str, Any]:
-    """An answer: its text, its tokens with their probabilities, whether it was cut off, and log p of the whole, its stop sign
-    included (of one that was cut off there is none)."""
+    """An answer: its text, its tokens with their probabilities, whether it was cut off, log p of the whole, its stop sign
+    included (of one that was cut off there is none), and what the model is known not to know."""
     logprobs = run.logprobs.values
     tokens = [{"text": t, "p": float(np.exp(p))} for t, p in zip(run.answer.tokens, logprobs, strict=True)]
     stop = run.answer.ended == "stop"  # the stop sign is scored, and not shown as a word
@@ -106,6 +106,7 @@ def said(run: Trace) -> dict[str, Any]:
         "tokens": tokens[:-1] if stop and len(tokens) > 1 else tokens,
         "logp": float(logprobs.sum()),
         "cut": not stop,
+        "note": box.limits(run.model.name_or_path or "", run.clip.path, run.question),
     }
 
 
