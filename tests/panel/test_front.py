@@ -364,6 +364,28 @@ def test_what_the_model_does_not_know_stands_beside_its_answer(show: Callable[..
     assert note.inner_text() == "the box: it has not learnt this" and note.get_attribute("class") == "soft"
 
 
+@pytest.mark.parametrize("width", [380, 700, 1080])
+def test_an_answer_that_finds_no_end_can_be_read(show: Callable[..., Any], page: Page, width: int) -> None:
+    page.page.set_viewport_size({"width": width, "height": 900})
+    tokens = [{"text": f" {'sounds' * (1 + 9 * (i % 7 == 6))}{i}", "p": 0.3} for i in range(300)]
+    endless = {**EDITED, "tokens": tokens, "cut": True}
+    at = show(edited=endless, switches={**ALL_ON, "video": False, "audio": False})
+    sides = at.locator(".sides").bounding_box()
+    assert sides["height"] < 400 and not page.wider_than(width)
+    assert at.locator(".edited .words").evaluate("row => row.scrollWidth <= row.clientWidth")  # words of any length are wrapped
+    assert at.get_by_text("(cut off)").is_visible()
+    beside = at.locator(".edited").inner_text()
+    assert "nothing is seen or heard, so this is a guess from the words" in beside
+    last = at.locator(".edited button").last
+    last.scroll_into_view_if_needed()
+    last.focus()
+    before = last.bounding_box()
+    at.evaluate("put({ view: { ...all.view, word: { number: 299, edited: true } } })")
+    assert at.evaluate("document.activeElement.textContent") == "sounds299" and last.bounding_box() == before
+    at.evaluate("put({ view: { ...all.view, switches: { ...all.view.switches, audio: true } } })")
+    assert "nothing is seen or heard" not in at.locator(".vlt").inner_text()
+
+
 def test_sound_that_is_shorter_than_a_segment(show: Callable[..., Any]) -> None:
     shown = made_up()["shown"]
     at = show(shown={"sound": {**shown["sound"], "segments": [{"start": 0.0, "end": 0.5}] * 4}})

@@ -12,6 +12,7 @@ const AHEAD = 4 * PIECE; // that may be under way, or Cancel would wait behind a
 const LARGEST = 2 ** 29; // bytes of a file, as in uploads.py
 const PALE = "saturate(0.35) contrast(0.6) brightness(1.15)"; // of pictures under heat; front.css has it too
 const SURE = 0.8; // words below this probability are marked
+const BLIND = "nothing is seen or heard, so this is a guess from the words; the model was hardly ever asked so";
 
 function node(tag, attributes = {}, ...children) {
   const made = document.createElement(tag);
@@ -63,11 +64,13 @@ function download(name, data, type) {
   setTimeout(() => URL.revokeObjectURL(link.href), 10000);
 }
 
-// Other children in a parent; what had the focus has it again, found by its key.
+// Other children in a parent; what had the focus has it again, found by its key, and long answers are where they were.
 function renew(parent, ...children) {
   const { activeElement } = document;
   const key = parent.contains(activeElement) && activeElement.dataset.key;
+  const rows = () => [...parent.querySelectorAll(".words")], before = rows().map((row) => [row.textContent, row.scrollTop]);
   parent.replaceChildren(...children);
+  rows().forEach((row, i) => { if (before[i]?.[0] === row.textContent) [, row.scrollTop] = before[i]; });
   if (key) parent.querySelector(`[data-key="${key}"]`)?.focus({ preventScroll: true });
 }
 
@@ -254,12 +257,11 @@ class Panel {
     const title = this.saved ? "Answer" : `Answer to \u201c${view.question}\u201d`;
     const both = [this.answerRow("Answer", title, view.answer, false)], below = [];
     if (view.edited) {
-      const blind = !(view.switches.video && shown.frames.length) && !(view.switches.audio && shown.sound);
       both.push(this.answerRow("Without what is off", "Without what is off", view.edited, true));
       const { logp } = view.answer, { change } = view.edited;
       below.push(
         node("p", { className: "change" }, `log p of the first answer: ${fixed(logp)} \u2192 ${fixed(logp + change)} (change ${change < 0 ? "" : "+"}${fixed(change)})`),
-        node("p", { className: "soft" }, `off: ${this.whatIsOff().join(", ")}${blind ? ": nothing is seen or heard, so this is a guess from the words" : ""}`),
+        node("p", { className: "soft" }, `off: ${this.whatIsOff().join(", ")}`),
       );
     }
     renew(this.words, node("div", { className: "sides" }, ...both), view.answer.note ? node("p", { className: "soft", role: "note" }, view.answer.note) : "", ...below, node("p", { className: "soft" }, "Click a word to see where it looked and listened. Dashed: the model was unsure."));
@@ -295,6 +297,11 @@ class Panel {
   // Is what is shown the answer of what is switched?
   get settled() { return !!this.saved || !!this.view.edited || !this.whatIsOff().length; }
 
+  get blind() {
+    const { view, shown } = this;
+    return !(view.switches.video && shown.frames.length) && !(view.switches.audio && shown.sound);
+  }
+
   whatIsOff() {
     const { video, audio, positions, frames_off, segments_off } = this.view.switches, { shown } = this, off = [];
     if (shown.frames.length && !video) off.push("video");
@@ -324,8 +331,8 @@ class Panel {
         }, text.trim()),
       );
     });
-    if (said.cut) row.append(node("span", { className: "soft" }, "\u2026 (cut off)"));
-    return node("div", { className: edited ? "edited" : "answer" }, node("h3", {}, title), row);
+    const notes = [said.cut ? "\u2026 (cut off)" : "", this.blind && (edited || this.saved) ? BLIND : ""];
+    return node("div", { className: edited ? "edited" : "answer" }, node("h3", {}, title), row, ...notes.filter(Boolean).map((text) => node("p", { className: "soft" }, text)));
   }
 
   paintLegend() {
@@ -528,7 +535,7 @@ class Panel {
     const whole = ({ text, cut }) => (cut ? `${text}\u2026 (cut off)` : text);
     const { view, shown } = this, texts = [`${shown.name}: ${view.question}`, whole(view.answer)];
     if (view.answer.note) texts.push(view.answer.note);
-    if (view.edited) texts.push(`without ${this.whatIsOff().join(", ")}: ${whole(view.edited)} (log p of the first answer: change ${fixed(view.edited.change)})`);
+    if (view.edited) texts.push(`without ${this.whatIsOff().join(", ")}: ${whole(view.edited)} (log p of the first answer: change ${fixed(view.edited.change)})${this.blind ? `; ${BLIND}` : ""}`);
     if (view.heat) texts.push(`${this.explained()} (${view.heat.signed ? "orange: for, purple: against" : "orange: much, for or against"}).${this.inAll()}`);
     if (view.heat) texts.push(...view.heat.warnings.map((warning) => `\u26a0 ${minus(warning)}`));
     context.font = "16px sans-serif";
