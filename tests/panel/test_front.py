@@ -77,7 +77,7 @@ def heat(**told: Any) -> dict[str, Any]:
     frames[:, 0, 1], segments[:, 1, 0] = (1, -2, 3, 0.5), (4, 0, -1, 0.25)
     return {
         "method": "integrated_gradients", "word": "bell", "seconds": 1.2, "warnings": ["Spectrograms: -0.02: little."],
-        "one_scale": True, "signed": True, "frames": frames.tolist(), "frame_bars": frames.sum((1, 2)).tolist(),
+        "unit": "nats of log p", "little": [], "one_scale": True, "signed": True, "frames": frames.tolist(), "frame_bars": frames.sum((1, 2)).tolist(),
         "segments": segments.tolist(), "segment_bars": segments.sum((1, 2)).tolist(), **told,
     }  # fmt: skip
 
@@ -120,10 +120,10 @@ EDITED = {
 def test_the_legend_says_what_the_colours_are(show: Callable[..., Any]) -> None:
     at = show(heat=heat(), word={"number": 3, "edited": False})
     text = at.locator(".legend").first.inner_text()
-    assert text.startswith(
-        "integrated gradients for “bell”: against"
-    ) and "for. In all 2.5 on frames, 3.3 on sound" in text.replace("\n", " ")
-    assert "drawn on one scale" in text and "⚠ Spectrograms: −0.02: little." in at.locator(".vlt").inner_text()
+    assert " ".join(text.split()) == (
+        "integrated gradients for “bell”: against −4 4 for (nats of log p). In all 2.5 on frames, 3.3 on sound, drawn on one scale."
+    )
+    assert "⚠ Spectrograms: −0.02: little." in at.locator(".vlt").inner_text()
     scale = at.locator(".scale").evaluate("node => getComputedStyle(node).backgroundImage")
     assert scale.index("rgb(94, 60, 153)") < scale.index("rgb(230, 97, 1)")
     at.evaluate(
@@ -134,8 +134,33 @@ def test_the_legend_says_what_the_colours_are(show: Callable[..., Any]) -> None:
     assert (
         "in the answer without what is off: little" in text and "much, for or against" in text and "cannot be compared" in text
     )
+    assert "little 0 3 / 4 much, for or against (frames / sound, nats of log p). In all" in " ".join(text.split())
     scale = at.locator(".scale").evaluate("node => getComputedStyle(node).backgroundImage")
     assert "rgb(94, 60, 153)" not in scale and scale.endswith("rgb(230, 97, 1))")
+    at.evaluate("told => put({ view: { ...all.view, heat: told } })", heat(frames=None, frame_bars=None))
+    assert "−4 4 for (nats of log p). In all 3.3 on sound." in " ".join(at.locator(".legend").first.inner_text().split())
+
+
+def test_heat_of_what_brings_next_to_nothing_is_faded(show: Callable[..., Any]) -> None:
+    at = show(heat=heat(one_scale=False), word={"number": 3, "edited": False})
+
+    def seen() -> tuple[list[int], list[int], list[float]]:
+        bars = at.locator(".bar i").evaluate_all("all => all.map((bar) => Number(getComputedStyle(bar).opacity))")
+        places = (at.locator(".strip canvas").nth(2), 0.75, 0.25), (at.locator(".spectrogram canvas"), 0.06, 0.75)
+        return (*(pixel(*place) for place in places), bars)
+
+    def far(a: list[int], b: list[int]) -> int:
+        return max(abs(x - y) for x, y in zip(a, b, strict=True))
+
+    frame, sound, bars = seen()
+    assert bars == [1.0] * 8 and "Faded" not in at.locator(".legend").inner_text()
+    bare = pixel(at.locator(".strip canvas").nth(2), 0.25, 0.25)
+    at.evaluate("told => put({ view: { ...all.view, heat: told } })", heat(one_scale=False, little=["frames"]))
+    faded, still, bars = seen()
+    assert still == sound and 0 < far(faded, bare) < 0.5 * far(frame, bare) and bars == [0.25] * 4 + [1.0] * 4
+    assert "Faded: frames, bringing next to nothing." in at.locator(".legend").inner_text()
+    at.evaluate("told => put({ view: { ...all.view, heat: told } })", heat(one_scale=False, little=["frames", "segments"]))
+    assert far(seen()[1], sound) > 20 and "Faded: frames and sound, bringing" in at.locator(".legend").inner_text()
 
 
 def test_bars_and_what_is_read_aloud(show: Callable[..., Any]) -> None:

@@ -126,6 +126,7 @@ def test_heat_is_an_attribution(probe: Probe, bell: Trace, method: str) -> None:
     heat = probe.view["heat"]
     look, listen = ("patches", "audio_features") if method == "grad_cam" else ("frames", "spectrograms")
     assert heat["signed"] is False and heat["warnings"]  # the pictures have nothing to do with it: it is said so
+    assert heat["little"] == ["frames"] and heat["unit"] == "a unit of its own"
     seen = vlt.attribute(bell, look, method, "bell", progress=False).heat.values
     heard = vlt.attribute(bell, listen, method, "bell", progress=False).heat.values
     if method == "grad_cam":
@@ -555,6 +556,7 @@ def test_heat_that_is_at_no_place_is_in_the_bars(probe: Probe) -> None:
     found = vlt.attribute(probe.run, "patches", "integrated_gradients", "white", progress=False)
     brings = found.score - found.score_without
     assert sum(heat["frame_bars"]) == pytest.approx(brings, abs=0.05)
+    assert heat["unit"] == "nats of log p" and "frames" not in heat["little"]
     places = float(np.array(heat["frames"]).sum())
     assert abs(places - brings) > 0.5
     (told,) = [text for text in heat["warnings"] if "class tokens" in text]

@@ -223,7 +223,12 @@ def test_heat_is_painted_where_it_is(saved: Path, tmp_path: Path, page: Page) ->
     frames, segments = np.zeros((8, 8, 8)), np.zeros((8, 8, 8))
     frames[2, 1, 6], segments[5, 0, 7] = 1.0, -1.0
     held = data_of(saved)
-    heat = held["page"]["heats"]["3 relevance"] | {"frames": frames.tolist(), "segments": segments.tolist(), "signed": True}
+    heat = held["page"]["heats"]["3 relevance"] | {
+        "frames": frames.tolist(),
+        "segments": segments.tolist(),
+        "signed": True,
+        "little": [],
+    }
     heat |= {"frame_bars": frames.sum((1, 2)).tolist(), "segment_bars": segments.sum((1, 2)).tolist()}
     held["page"]["heats"]["3 relevance"] = heat
     text = saved.read_text(encoding="utf-8")

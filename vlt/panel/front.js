@@ -11,6 +11,7 @@ const PIECE = 2 ** 20; // bytes of an upload in one message
 const AHEAD = 4 * PIECE; // that may be under way, or Cancel would wait behind all of them
 const LARGEST = 2 ** 29; // bytes of a file, as in uploads.py
 const PALE = "saturate(0.35) contrast(0.6) brightness(1.15)"; // of pictures under heat; front.css has it too
+const FADED = 0.25; // how strong heat is drawn where the whole brings next to nothing
 const SURE = 0.8; // words below this probability are marked
 const BLIND = "nothing is seen or heard, so this is a guess from the words; the model was hardly ever asked so";
 
@@ -44,13 +45,13 @@ function greatest(numbers) {
   return Math.max(1e-12, ...numbers.flat(4).map(Math.abs));
 }
 
-// Heat [row][column] over a part of a canvas, the pictures below seen through it.
-function paintHeat(context, heat, top, left, width, height) {
+// Heat [row][column] over a part of a canvas, the pictures below seen through it. most: of the strength of its colours.
+function paintHeat(context, heat, top, most, left, width, height) {
   const rows = heat.length, columns = heat[0].length;
   heat.forEach((line, row) =>
     line.forEach((value, column) => {
       const [r, g, b] = value > 0 ? FOR : AGAINST;
-      context.fillStyle = `rgba(${r}, ${g}, ${b}, ${0.85 * Math.min(1, Math.abs(value) / top)})`;
+      context.fillStyle = `rgba(${r}, ${g}, ${b}, ${0.85 * most * Math.min(1, Math.abs(value) / top)})`;
       const x = Math.round((column * width) / columns), y = Math.round((row * height) / rows);
       const right = Math.round(((column + 1) * width) / columns), low = Math.round(((row + 1) * height) / rows);
       context.fillRect(left + x, y, right - x, low - y);
@@ -341,11 +342,14 @@ class Panel {
     const bare = (colour) => `rgb(${colour.join(",")})`;
     const colours = heat.signed ? [bare(AGAINST), "#ddd", bare(FOR)] : ["#ddd", bare(FOR)];
     const scale = node("span", { className: "scale", style: `background: linear-gradient(90deg, ${colours.join(", ")})` });
-    const [low, high] = heat.signed ? ["against", "for"] : ["little", "much, for or against"];
+    const tops = [...new Set(["frames", "segments"].filter((name) => heat[name]).map((name) => this.top(name)))];
+    const ends = (sign) => tops.map((top) => short(sign * top)).join(" / ");
+    const [low, high] = heat.signed ? [`against ${ends(-1)}`, "for"] : ["little 0", "much, for or against"];
+    const unit = `${tops.length > 1 ? "frames / sound, " : ""}${heat.unit}`;
     const notes = heat.warnings.map((warning) => `\u26a0 ${minus(warning)}`);
     if (!this.saved) notes.push(`took ${fixed(heat.seconds, 1)} s; heat is no proof of a cause: vlt.faithfulness measures it, the switches test it`);
     this.parts.legend.replaceChildren(
-      node("p", { className: "legend" }, `${this.explained()}: ${low} `, scale, ` ${high}.${this.inAll()}`),
+      node("p", { className: "legend" }, `${this.explained()}: ${low} `, scale, ` ${ends(1)} ${high} (${unit}).${this.inAll()}`),
       ...notes.map((note) => node("p", { className: "soft" }, note)),
     );
   }
@@ -357,9 +361,13 @@ class Panel {
 
   inAll() {
     const { heat } = this.view;
-    if (!heat.frame_bars || !heat.segment_bars) return "";
-    return ` In all ${short(sum(heat.frame_bars))} on frames, ${short(sum(heat.segment_bars))} on sound${heat.one_scale ? ", drawn on one scale" : "; these cannot be compared"}.`;
+    const sums = [[heat.frame_bars, "on frames"], [heat.segment_bars, "on sound"]].filter(([bars]) => bars);
+    const faded = heat.little.map((name) => (name === "frames" ? "frames" : "sound")).join(" and ");
+    const compared = sums.length < 2 ? "" : heat.one_scale ? ", drawn on one scale" : "; these cannot be compared";
+    return ` In all ${sums.map(([bars, where]) => `${short(sum(bars))} ${where}`).join(", ")}${compared}.${faded && ` Faded: ${faded}, bringing next to nothing.`}`;
   }
+
+  most(name) { return this.view.heat.little.includes(name) ? FADED : 1; }
 
   // What is the deepest colour: of heat that can be compared, the greatest on pictures and sound together.
   top(name) {
@@ -379,11 +387,11 @@ class Panel {
       context.imageSmoothingEnabled = image.naturalWidth > 160;
       context.drawImage(image, 0, 0, canvas.width, canvas.height);
       context.filter = "none";
-      if (frames) paintHeat(context, frames[i], top, 0, canvas.width, canvas.height);
+      if (frames) paintHeat(context, frames[i], top, this.most("frames"), 0, canvas.width, canvas.height);
       const bars = heat && heat.frame_bars;
       const told = bars ? `, heat ${short(bars[i])}` : "";
       this.frameButtons[i].setAttribute("aria-label", `frame ${i} at ${seconds(this.shown.frames[i].seconds)}${told}`);
-      this.bar(this.frameBars[i], bars, i);
+      this.bar(this.frameBars[i], bars, i, "frames");
     });
     this.paintSound();
     this.moved(this.now);
@@ -401,17 +409,17 @@ class Panel {
         context.fillStyle = "rgba(255, 255, 255, 0.8)";
         context.fillRect(Math.round(i * width), 0, Math.round(width), canvas.height);
       }
-      if (grids) paintHeat(context, grids[i], top, Math.round(i * width), Math.round(width), canvas.height);
+      if (grids) paintHeat(context, grids[i], top, this.most("segments"), Math.round(i * width), Math.round(width), canvas.height);
       context.fillStyle = "#888";
       if (i) context.fillRect(Math.round(i * width), 0, Math.max(1, Math.round(canvas.width / (canvas.clientWidth || canvas.width))), canvas.height);
-      this.bar(this.segmentBars[i], bars, i);
+      this.bar(this.segmentBars[i], bars, i, "segments");
     }
     const told = bars ? `; heat by segment: ${bars.map(short).join(", ")}` : "";
     canvas.setAttribute("aria-label", `spectrogram, ${n} segments${told}`);
   }
 
   // One bar of several, above the middle line for, below it against.
-  bar(place, bars, i) {
+  bar(place, bars, i, name) {
     place.replaceChildren();
     place.title = bars ? `heat ${short(bars[i])}` : "";
     if (!bars) return;
@@ -421,7 +429,7 @@ class Panel {
     const size = (100 * Math.abs(bars[i])) / whole, ground = (100 * -low) / whole;
     const bottom = bars[i] >= 0 ? ground : ground - size;
     place.append(node("b", { style: `bottom: ${ground}%` }));
-    place.append(node("i", { className: bars[i] < 0 ? "against" : "", style: `bottom: ${bottom}%; height: ${Math.max(size, 1)}%` }));
+    place.append(node("i", { className: bars[i] < 0 ? "against" : "", style: `bottom: ${bottom}%; height: ${Math.max(size, 1)}%; opacity: ${this.most(name)}` }));
   }
 
   // The player, or a click, is at a moment: its frame is marked, its heat lies over the video, the playhead goes there.
@@ -433,7 +441,7 @@ class Panel {
     if (this.over) {
       const context = this.over.getContext("2d");
       context.clearRect(0, 0, this.over.width, this.over.height);
-      if (heat && heat.frames) paintHeat(context, heat.frames[at], this.top("frames"), 0, this.over.width, this.over.height);
+      if (heat && heat.frames) paintHeat(context, heat.frames[at], this.top("frames"), this.most("frames"), 0, this.over.width, this.over.height);
     }
     if (!this.playhead) return;
     const segments = shown.sound.segments;

@@ -14,7 +14,7 @@ import xarray as xr
 from PIL import Image
 
 from vlt.errors import VltError, nearest
-from vlt.explain.attribution import COMPARABLE, METHODS, UNSIGNED, attribute
+from vlt.explain.attribution import COMPARABLE, COMPLETE, LITTLE, METHODS, UNSIGNED, attribute
 from vlt.inputs import audio
 from vlt.inputs.video import denormalise
 from vlt.model import box, stages
@@ -117,14 +117,15 @@ def heat(
 
     frames [frame][row][column] and segments [segment][row][column]: heat summed over the ViT's patches, and over an eighth
     of the frequencies and of a segment's time; frame_bars, segment_bars: all of a frame's or segment's, also what is at no
-    place (of the ViT's class token, of padding: a warning tells, where that is much); one_scale: can that on pictures be
-    compared with that on sound? signed: does it tell for from against? warnings: of `Attribution`. Raises `VltError` for
-    an unknown word or method.
+    place (of the ViT's class token, of padding: a warning tells, where that is much); unit: of both; one_scale: can that on
+    pictures be compared with that on sound? signed: does it tell for from against? little: which of "frames" and
+    "segments" bring next to nothing; warnings: of `Attribution`. Raises `VltError` for an unknown word or method.
     """
     if method not in METHODS:
         raise VltError(f"no method {method!r}; {nearest(method, METHODS)}")
     number = run.word(word)
     found: dict[str, Any] = {"method": method, "word": run.answer.tokens[number].strip(), "seconds": 0.0, "warnings": []}
+    found |= {"unit": _unit(method), "little": []}
     found |= {"one_scale": method in COMPARABLE, "signed": method not in UNSIGNED}
     ways = [(at, options) for at, options in _ways(run, method) if _there(run, at)]
     for i, (at, options) in enumerate(ways):
@@ -138,6 +139,7 @@ def heat(
         name, nowhere = ("frame", "the class tokens") if seen else ("segment", "padding behind the sound's end")
         grid, bars = (_on_patches if seen else _on_sound)(run, at_stage.heat)
         found |= {f"{name}s": _rounded(grid), f"{name}_bars": _rounded(bars)}
+        found["little"] += [f"{name}s"] if abs(at_stage.score - at_stage.score_without) < LITTLE else []
         found["seconds"] += at_stage.seconds
         warnings = list(at_stage.warnings)
         if grid is not None and abs(off := float(bars.sum() - grid.sum())) > MUCH * float(np.abs(grid).sum()):
@@ -162,6 +164,12 @@ def _ways(run: Trace, method: str) -> list[tuple[str, dict[str, Any]]]:
     if method in ("shapley_sampling", "kernel_shap"):  # through all frames: each apart would take minutes
         look = {"cells": {"frame": 10_000, **squares}} | ({"n_samples": 10} if method == "shapley_sampling" else {})
     return [("frames", look), ("spectrograms", {"cells": {"mel": 10_000, "time": 10_000}})]  # whole segments
+
+
+def _unit(method: str) -> str:
+    if method in (*COMPLETE, *TAKING_AWAY, "gradient_x_input"):
+        return "nats of log p"
+    return "shares of attention" if method in ("attention", "rollout") else "a unit of its own"
 
 
 def _there(run: Trace, stage: str) -> bool:
