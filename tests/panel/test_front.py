@@ -361,6 +361,61 @@ def test_nothing_moves_while_work_begins_and_ends(show: Callable[..., Any]) -> N
             assert at.get_by_role("button", name="Cancel").is_visible() is told["busy"] and places() == before, (width, told)
 
 
+@pytest.mark.parametrize("width", [380, 700, 1080])
+def test_a_second_click_hits_the_same_switch(show: Callable[..., Any], width: int) -> None:
+    """Neither heat nor a second answer moves what is clicked (in a narrow panel the second answer is below the first)."""
+    at = show()
+    at.set_viewport_size({"width": width, "height": 900})
+    clicked = [at.get_by_role("group", name="switches").get_by_label("sound"), at.get_by_role("button", name="Ask")]
+    if width > 380:
+        clicked += [at.get_by_label("frame 1 is seen"), at.get_by_label("segment 1 is heard"), at.get_by_label("path of")]
+
+    def places() -> list[float]:
+        return [what.bounding_box()["y"] for what in clicked]
+
+    before = places()
+    for told in (
+        {"switches": {**ALL_ON, "audio": False}},
+        {"edited": EDITED},
+        {"heat": heat(warnings=[]), "word": {"number": 3, "edited": True}},
+        {"edited": None, "heat": None, "switches": ALL_ON},
+    ):
+        at.evaluate("told => put({ view: { ...all.view, ...told } })", told)
+        assert places() == before, told
+
+
+def test_what_comes_is_read_aloud(show: Callable[..., Any]) -> None:
+    """Where the text was before it came: of a new place nothing is read."""
+    at = show(edited=EDITED, heat=heat(), word={"number": 3, "edited": True})
+    at.evaluate("""() => {
+        window.read = [];
+        for (const place of document.querySelectorAll("[aria-live=polite]"))
+            new MutationObserver(() => place.textContent && read.push(place.textContent)).observe(place, { childList: true });
+    }""")
+
+    def read(**view: Any) -> str:
+        at.evaluate("told => { read.length = 0; put({ view: { ...all.view, ...told } }) }", view)
+        return " | ".join(at.evaluate("read"))
+
+    assert read() == ""  # what is as it was is not read again
+    assert read(edited=None, heat=None, word=None) == ""
+    assert read(edited=EDITED) == "log p of the first answer: −0.15 → −2.15 (change −2.00)"
+    assert "(change +2.00)" in read(edited={**EDITED, "change": 2.0})
+    assert read(heat=heat(), word={"number": 3, "edited": False}).startswith("integrated gradients for “bell”: against")
+
+
+def test_the_player_speaks_of_heat_where_there_is_some(show: Callable[..., Any]) -> None:
+    at = show(shown={"media": "video/mp4"}, page_held={"media": "data:video/mp4,", "edits": [], "stages": [], "sweep": []})
+    told = at.get_by_text("heat: of the last frame that the model has seen by then", exact=True)
+    below = at.locator(".strip").bounding_box()
+    assert not told.is_visible() and at.locator("video").get_attribute("aria-label") == "a.mp4"
+    at.evaluate("told => put({ view: { ...all.view, heat: told } })", heat())
+    assert told.is_visible() and at.locator("video").get_attribute("aria-label") == "a.mp4, with heat"
+    assert at.locator(".strip").bounding_box() == below
+    at.evaluate("told => put({ view: { ...all.view, heat: told } })", heat(frames=None, frame_bars=None))
+    assert not told.is_visible() and at.locator("video").get_attribute("aria-label") == "a.mp4"
+
+
 def test_what_is_typed_while_an_answer_comes_stays(show: Callable[..., Any]) -> None:
     at = show()
     box = at.get_by_label("question", exact=True)

@@ -28,6 +28,7 @@ function node(tag, attributes = {}, ...children) {
 
 const minus = (text) => text.replace(/-(?=\d)/g, "\u2212");
 const fixed = (number, digits = 2) => minus(number.toFixed(digits));
+const plus = (number, digits = 2) => `${number < 0 ? "" : "+"}${fixed(number, digits)}`;
 const short = (number) => (number === 0 ? "0" : minus(Number(number.toPrecision(2)).toString()));
 const place = (number, digits = 2) => minus(`${+number.toFixed(digits)}`);
 const seconds = (number) => `${place(number)} s`;
@@ -101,15 +102,18 @@ class Panel {
     this.root.addEventListener("keydown", (event) => event.stopPropagation());
     root.append(this.root);
     this.parts = Object.fromEntries(
-      ["clip", "form", "status", "top", "seen", "heard", "legend", "switches", "tools", "tables"].map((name) => [
+      ["clip", "form", "switches", "status", "top", "below", "seen", "heard", "legend", "tools", "tables"].map((name) => [
         name,
-        node("section", { className: name === "top" ? "top" : "" }),
+        node("section", { className: { top: "top", below: "below", legend: "notes" }[name] || "" }),
       ]),
     );
     this.root.append(...Object.values(this.parts));
     this.buildForm();
     this.buildStatus();
-    this.parts.status.hidden = !!this.saved;
+    this.parts.status.hidden = this.parts.below.hidden = !!this.saved;
+    // What is read aloud when it comes is filled, not made anew.
+    this.parts.below.append((this.change = node("p", { className: "change", "aria-live": "polite" })), (this.without = node("p", { className: "soft" })));
+    this.parts.legend.append((this.legend = node("p", { className: "legend", "aria-live": "polite" })), (this.notes = node("div", {})));
     this.buildTools();
     this.paint();
     this.paintStatus();
@@ -187,12 +191,11 @@ class Panel {
           onseeked: () => this.moved(this.player.currentTime - shown.offset),
         })
       : null;
-    if (this.player) this.player.setAttribute("aria-label", `${shown.name}, with heat`);
     this.over = isVideo && source ? node("canvas", { width: 240, height: 240, "aria-hidden": "true" }) : null;
     this.words = node("div", {});
     this.parts.top.classList.toggle("bare", !this.player);
     this.parts.top.replaceChildren(
-      node("div", { hidden: !this.player }, (this.screen = node("div", { className: "player" }, this.player, this.over)), this.over ? node("small", {}, "heat: of the last frame that the model has seen by then") : ""),
+      node("div", { hidden: !this.player }, (this.screen = node("div", { className: "player" }, this.player, this.over)), (this.overTold = node("small", { hidden: !this.over }, "heat: of the last frame that the model has seen by then"))),
       this.words,
     );
   }
@@ -256,16 +259,14 @@ class Panel {
     if (this.chosen.question !== view.question && [this.chosen.question, this.asked].includes(this.question.value)) this.question.value = view.question;
     this.chosen = { question: view.question, method: view.method };
     const title = this.saved ? "Answer" : `Answer to \u201c${view.question}\u201d`;
-    const both = [this.answerRow("Answer", title, view.answer, false)], below = [];
+    const both = [this.answerRow("Answer", title, view.answer, false)];
     if (view.edited) {
       both.push(this.answerRow("Without what is off", "Without what is off", view.edited, true));
-      const { logp } = view.answer, { change } = view.edited;
-      below.push(
-        node("p", { className: "change" }, `log p of the first answer: ${fixed(logp)} \u2192 ${fixed(logp + change)} (change ${change < 0 ? "" : "+"}${fixed(change)})`),
-        node("p", { className: "soft" }, `off: ${this.whatIsOff().join(", ")}`),
-      );
     }
-    renew(this.words, node("div", { className: "sides" }, ...both), view.answer.note ? node("p", { className: "soft", role: "note" }, view.answer.note) : "", ...below, node("p", { className: "soft" }, "Click a word to see where it looked and listened. Dashed: the model was unsure."));
+    const { logp } = view.answer, change = view.edited && view.edited.change;
+    tell(this.change, view.edited ? `log p of the first answer: ${fixed(logp)} \u2192 ${fixed(logp + change)} (change ${plus(change)})` : "");
+    tell(this.without, view.edited ? `off: ${this.whatIsOff().join(", ")}` : "");
+    renew(this.words, node("div", { className: "sides" }, ...both), view.answer.note ? node("p", { className: "soft", role: "note" }, view.answer.note) : "", node("p", { className: "soft" }, "Click a word to see where it looked and listened. Dashed: the model was unsure."));
     const off = view.switches;
     this.frameCells.forEach((cell, i) => {
       this.frameSwitches[i].checked = !off.frames_off.includes(i);
@@ -338,7 +339,7 @@ class Panel {
 
   paintLegend() {
     const { heat } = this.view;
-    if (!heat) return this.parts.legend.replaceChildren();
+    if (!heat) return this.legend.replaceChildren(), this.notes.replaceChildren();
     const bare = (colour) => `rgb(${colour.join(",")})`;
     const colours = heat.signed ? [bare(AGAINST), "#ddd", bare(FOR)] : ["#ddd", bare(FOR)];
     const scale = node("span", { className: "scale", style: `background: linear-gradient(90deg, ${colours.join(", ")})` });
@@ -348,10 +349,9 @@ class Panel {
     const unit = `${tops.length > 1 ? "frames / sound, " : ""}${heat.unit}`;
     const notes = heat.warnings.map((warning) => `\u26a0 ${minus(warning)}`);
     if (!this.saved) notes.push(`took ${fixed(heat.seconds, 1)} s; heat is no proof of a cause: vlt.faithfulness measures it, the switches test it`);
-    this.parts.legend.replaceChildren(
-      node("p", { className: "legend" }, `${this.explained()}: ${low} `, scale, ` ${ends(1)} ${high} (${unit}).${this.inAll()}`),
-      ...notes.map((note) => node("p", { className: "soft" }, note)),
-    );
+    const before = `${this.explained()}: ${low} `, behind = ` ${ends(1)} ${high} (${unit}).${this.inAll()}`;
+    if (this.legend.textContent !== before + behind) this.legend.replaceChildren(before, scale, behind);
+    this.notes.replaceChildren(...notes.map((note) => node("p", { className: "soft" }, note)));
   }
 
   explained() {
@@ -380,6 +380,8 @@ class Panel {
     const frames = heat && heat.frames, top = frames ? this.top("frames") : 1;
     const glows = frames && greatest(frames) > 0.02 * top; // where nothing does, the pictures keep their colours
     this.screen.classList.toggle("pale", !!glows);
+    this.overTold.style.visibility = frames ? "visible" : "hidden"; // its room stays
+    if (this.player) this.player.setAttribute("aria-label", this.over && frames ? `${this.shown.name}, with heat` : this.shown.name);
     this.canvases.forEach((canvas, i) => {
       const context = canvas.getContext("2d"), image = this.frames[i];
       if (!image || !image.complete || !image.naturalWidth) return;
@@ -543,7 +545,7 @@ class Panel {
     const whole = ({ text, cut }) => (cut ? `${text}\u2026 (cut off)` : text);
     const { view, shown } = this, texts = [`${shown.name}: ${view.question}`, whole(view.answer)];
     if (view.answer.note) texts.push(view.answer.note);
-    if (view.edited) texts.push(`without ${this.whatIsOff().join(", ")}: ${whole(view.edited)} (log p of the first answer: change ${fixed(view.edited.change)})${this.blind ? `; ${BLIND}` : ""}`);
+    if (view.edited) texts.push(`without ${this.whatIsOff().join(", ")}: ${whole(view.edited)} (log p of the first answer: change ${plus(view.edited.change)})${this.blind ? `; ${BLIND}` : ""}`);
     if (view.heat) texts.push(`${this.explained()} (${view.heat.signed ? "orange: for, purple: against" : "orange: much, for or against"}).${this.inAll()}`);
     if (view.heat) texts.push(...view.heat.warnings.map((warning) => `\u26a0 ${minus(warning)}`));
     context.font = "16px sans-serif";
