@@ -416,6 +416,34 @@ def test_the_player_speaks_of_heat_where_there_is_some(show: Callable[..., Any])
     assert not told.is_visible() and at.locator("video").get_attribute("aria-label") == "a.mp4"
 
 
+def test_shortcuts_reach_the_notebook_and_typing_does_not(show: Callable[..., Any]) -> None:
+    at = show()
+    at.evaluate("""() => {
+        window.heard = [];
+        document.addEventListener("keydown", (event) => { heard.push(event.key); event.preventDefault(); });
+    }""")
+    for place in (at.get_by_label("question", exact=True), at.get_by_role("button", name="bell")):
+        place.focus()
+        for key in ("s", "Shift+Z", "Delete", "Control+s", "Meta+s", "Control+Shift+c", "Alt+x"):
+            at.keyboard.press(key)
+    letters = [key for key in at.evaluate("heard") if key not in ("Control", "Meta", "Alt", "Shift")]
+    assert [key.lower() for key in letters] == ["s", "s", "c", "x"] * 2
+
+
+def test_the_focus_stays_in_the_panel_where_cancel_goes(show: Callable[..., Any]) -> None:
+    at = show()
+    at.evaluate("put({ status: { ...all.status, busy: true, what: 'answering' } })")
+    at.get_by_role("button", name="Cancel").focus()
+    at.keyboard.press("Enter")
+    assert at.evaluate("sent") == [{"kind": "cancel"}]
+    at.evaluate("put({ status: { ...all.status, busy: false, error: 'stopped' } })")
+    assert at.evaluate("document.activeElement.getAttribute('aria-label')") == "question"
+    for busy in (True, False):  # and is not taken from elsewhere
+        at.get_by_role("button", name="bell").focus()
+        at.evaluate("told => put({ status: { ...all.status, busy: told } })", busy)
+        assert at.evaluate("document.activeElement.textContent") == "bell"
+
+
 def test_what_is_typed_while_an_answer_comes_stays(show: Callable[..., Any]) -> None:
     at = show()
     box = at.get_by_label("question", exact=True)

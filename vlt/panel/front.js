@@ -98,8 +98,8 @@ class Panel {
     this.model = model;
     this.saved = model.get("page") || null; // a page holds what was computed, and can compute no more
     this.root = node("div", { className: "vlt" });
-    // Keys typed into the panel are not the notebook's shortcuts.
-    this.root.addEventListener("keydown", (event) => event.stopPropagation());
+    // Keys typed into the panel are not the notebook's shortcuts; those with Ctrl, Alt or Cmd are.
+    this.root.addEventListener("keydown", (event) => event.ctrlKey || event.altKey || event.metaKey || event.stopPropagation());
     root.append(this.root);
     this.parts = Object.fromEntries(
       ["clip", "form", "switches", "status", "top", "below", "seen", "heard", "legend", "tools", "tables"].map((name) => [
@@ -471,7 +471,9 @@ class Panel {
 
   paintStatus() {
     const { busy, what, done, said, error } = this.model.get("status");
+    const lost = !busy && document.activeElement === this.cancel; // it is not to be seen any more
     this.work.hidden = !busy;
+    if (lost) this.question.focus({ preventScroll: true });
     tell(this.what, busy ? `${what}\u2026` : "");
     if (done === null) this.progress.removeAttribute("value");
     else this.progress.value = done;
