@@ -22,7 +22,7 @@ from vlt.errors import VltError
 from vlt.inputs.video import denormalise
 from vlt.model.video_llama import VideoLlama
 from vlt.panel import report
-from vlt.probe import edits
+from vlt.probe import edits, sweep
 from vlt.probe.trace import Trace, trace
 
 from .conftest import CLIPS, Page
@@ -125,6 +125,17 @@ def test_of_an_edited_run_it_says_so(bell: Trace, tmp_path: Path, edit: edits.Ed
 def test_of_a_run_that_is_yet_to_be_made(bell: Trace, tmp_path: Path) -> None:
     bell.edited(edits.blank(frame=[2, 3])).save_html(tmp_path / "x.html", methods=["relevance"], progress=False)
     assert len(data_of(tmp_path / "x.html")["page"]["sweep"]) == 17
+
+
+def test_answers_that_were_cut_off_are_marked(boxed: VideoLlama, tmp_path: Path, page: Page) -> None:
+    run = trace(boxed, vlt.Clip(CLIPS / "two_bell.mp4"), "What do you hear?", max_new_tokens=5)
+    run.save_html(tmp_path / "x.html", methods=["relevance"], progress=False)
+    swept, variants = data_of(tmp_path / "x.html")["page"]["sweep"], sweep.possible(run)
+    cut = [run.answer.ended == "length", *(run.rerun(edit).answer.ended == "length" for edit in variants.values())]
+    assert [row["cut"] for row in swept] == cut and len(set(cut)) == 2
+    page.page.goto((tmp_path / "x.html").as_uri())
+    told = page.page.locator("table").first.locator("tbody tr").all_inner_texts()
+    assert ["\u2026 (cut off)" in row for row in told] == cut and page.errors == []
 
 
 def test_a_name_of_any_bytes(boxed: VideoLlama, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ const AHEAD = 4 * PIECE; // that may be under way, or Cancel would wait behind a
 const LARGEST = 2 ** 29; // bytes of a file, as in uploads.py
 const PALE = "saturate(0.35) contrast(0.6) brightness(1.15)"; // of pictures under heat; front.css has it too
 const FADED = 0.25; // how strong heat is drawn where the whole brings next to nothing
+const CUT = "\u2026 (cut off)";
 const SURE = 0.8; // words below this probability are marked
 const BLIND = "nothing is seen or heard, so this is a guess from the words; the model was hardly ever asked so";
 
@@ -333,7 +334,7 @@ class Panel {
         }, text.trim()),
       );
     });
-    const notes = [said.cut ? "\u2026 (cut off)" : "", this.blind && (edited || this.saved) ? BLIND : ""];
+    const notes = [said.cut ? CUT : "", this.blind && (edited || this.saved) ? BLIND : ""];
     return node("div", { className: edited ? "edited" : "answer" }, node("h3", {}, title), row, ...notes.filter(Boolean).map((text) => node("p", { className: "soft" }, text)));
   }
 
@@ -544,7 +545,7 @@ class Panel {
 
   savePicture() {
     const width = 1200, line = 24, canvas = node("canvas", { width, height: 10 }), context = canvas.getContext("2d");
-    const whole = ({ text, cut }) => (cut ? `${text}\u2026 (cut off)` : text);
+    const whole = ({ text, cut }) => (cut ? text + CUT : text);
     const { view, shown } = this, texts = [`${shown.name}: ${view.question}`, whole(view.answer)];
     if (view.answer.note) texts.push(view.answer.note);
     if (view.edited) texts.push(`without ${this.whatIsOff().join(", ")}: ${whole(view.edited)} (log p of the first answer: change ${plus(view.edited.change)})${this.blind ? `; ${BLIND}` : ""}`);
@@ -600,7 +601,7 @@ class Panel {
     const parts = [];
     if (sweep.length) {
       parts.push(table("What becomes of the answer under edits", ["name", "edit", "answer", "log p", "change"],
-        sweep.map((row) => [row.name, row.edit, row.same ? `${row.answer} (the same)` : row.answer, row.logprob, row.change])));
+        sweep.map((row) => [row.name, row.edit, `${row.answer}${row.cut ? CUT : ""}${row.same ? " (the same)" : ""}`, row.logprob, row.change])));
     }
     parts.push(table("Stages", ["stage", "shape", "axes", "ms"], stages.map((row) => [row.stage, row.shape.join(" x "), row.axes, row.ms])));
     this.parts.tables.replaceChildren(...parts);
