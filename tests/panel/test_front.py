@@ -281,8 +281,11 @@ def test_the_picture_has_what_is_seen(show: Callable[..., Any]) -> None:
     }""")
     with at.expect_download() as got:
         at.get_by_role("button", name="Save as PNG").click()
+    at.evaluate("put({ view: { ...all.view, edited: { ...all.view.edited, change: 1.5 } } })")
+    at.get_by_role("button", name="Save as PNG").click()
     drawn = np.asarray(Image.open(got.value.path()).convert("RGB")).astype(int)
     said = " ".join(at.evaluate("texts"))
+    assert "(log p of the first answer: change +1.50)" in said
     assert "a.mp4: What do you hear?" in said and "I hear a bell the box: it has not learnt this question" in said
     assert "without what is seen at 6 s: I hear a hum (log p of the first answer: change −2.00)" in said
     assert (
@@ -442,6 +445,37 @@ def test_the_focus_stays_in_the_panel_where_cancel_goes(show: Callable[..., Any]
         at.get_by_role("button", name="bell").focus()
         at.evaluate("told => put({ status: { ...all.status, busy: told } })", busy)
         assert at.evaluate("document.activeElement.textContent") == "bell"
+
+
+def test_what_is_refused_and_what_was_stopped(show: Callable[..., Any]) -> None:
+    at = show()
+    alert, chooser = at.get_by_role("alert"), at.get_by_label("another clip from this computer")
+
+    def status(error: str) -> str:
+        """Of what colour it is told."""
+        at.evaluate("told => put({ status: { ...all.status, error: told } })", error)
+        return str(alert.evaluate("node => getComputedStyle(node).color"))
+
+    neutral = at.locator(".soft").first.evaluate("node => getComputedStyle(node).color")
+    assert status("stopped") == neutral != status("a.mp4: cannot be read") and alert.inner_text() == "a.mp4: cannot be read"
+    chooser.set_input_files({"name": "a.mp4", "mimeType": "video/mp4", "buffer": b"x"})
+    at.wait_for_function("sent.length === 1")
+    assert chooser.evaluate("node => node.files.length") == 1
+    status("")
+    assert chooser.evaluate("node => node.files.length") == 1
+    status("a.mp4: cannot be read")
+    assert chooser.evaluate("node => node.files.length") == 0
+    at.get_by_role("button", name="Open").click()  # of no path: what is wanted is told by Python
+    assert at.evaluate("sent.at(-1)") == {"kind": "load_clip", "path": "", "question": "What do you hear?"}
+
+
+def test_a_saved_state_says_of_what_it_is(show: Callable[..., Any]) -> None:
+    origin = {"path": "/clips/a.mp4", "model": "box", "vlt": "1.2"}
+    at = show(shown={"origin": origin})
+    with at.expect_download() as got:
+        at.get_by_role("button", name="Save as JSON").click()
+    state = json.loads(Path(got.value.path()).read_text())
+    assert state == {"clip": "a.mp4", **origin, **made_up()["view"]}
 
 
 def test_what_is_typed_while_an_answer_comes_stays(show: Callable[..., Any]) -> None:

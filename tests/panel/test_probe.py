@@ -11,6 +11,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -199,6 +200,7 @@ def test_the_newest_wins(probe: Probe) -> None:
         ({"kind": "switch", "frames_off": [8]}, "this clip has 8"),
         ({"kind": "switch", "segments_off": ["1"]}, "this clip has 8"),
         ({"kind": "load_clip", "path": "/no/such.mp4"}, "no such file"),
+        ({"kind": "load_clip", "path": ""}, "give the path of a clip"),
         ({"kind": "load_clip", "path": str(CLIPS / "make.py")}, "make.py"),
         ({"kind": "upload", "number": 1, "name": "x.mp4", "at": 0, "total": 2**40}, "512 at most"),
     ],
@@ -695,6 +697,8 @@ def test_state_is_json(probe: Probe) -> None:
     probe.explain("bell")
     probe.wait()
     state = json.loads(json.dumps(probe.state(), allow_nan=False))
+    assert state["path"] == str(CLIPS / "two_bell.mp4") and state["vlt"] == metadata.version("vlt")
+    assert Path(state["model"]) == box.folder()
     assert state["clip"] == "two_bell.mp4" and state["question"] == ASKED and state["heat"]["word"] == "bell"
     again = probe.run.rerun(edits.loads(json.dumps(state["edits"])))
     assert again.answer.text == state["edited"]["text"]

@@ -184,6 +184,10 @@ def test_a_page_in_a_browser(saved: Path, page: Page) -> None:
     page.page.keyboard.press("Enter")
     assert words.nth(1).get_attribute("aria-pressed") == "true"
     assert words.nth(4).is_disabled()  # a full stop has no heat
+    assert [str(words.nth(4).get_attribute(name)).endswith("no heat of punctuation") for name in ("title", "aria-label")] == [
+        True
+    ] * 2
+    assert "punctuation" not in str(words.nth(3).get_attribute("title"))
     page.page.get_by_label("frame 3 at 6 s").click()
     page.page.wait_for_function("document.querySelector('video').currentTime > 5.9")
     assert page.page.locator(".playhead").is_visible()

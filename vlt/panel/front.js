@@ -133,7 +133,7 @@ class Panel {
     try {
       this.model.send({ kind, ...told }, undefined, buffers);
     } catch {
-      tell(this.error, "the notebook's kernel does not answer: run the panel's cell again");
+      this.refuse("the notebook's kernel does not answer: run the panel's cell again");
       this.paintView(); // what was ticked is as it was
     }
   }
@@ -320,16 +320,16 @@ class Panel {
     const row = withArrows(node("div", { className: "words", role: "group", "aria-label": name }));
     said.tokens.forEach(({ text, p }, number) => {
       if (!text.trim()) return;
-      const word = this.view.word;
+      const word = this.view.word, bare = this.saved && !/[\p{L}\p{N}]/u.test(text) ? "; a page holds no heat of punctuation" : "";
       const pressed = !!word && word.number === number && word.edited === edited;
       row.append(
         node("button", {
           className: p < SURE ? "unsure" : "",
-          title: `probability ${fixed(p, 3)}`,
+          title: `probability ${fixed(p, 3)}${bare}`,
           "aria-pressed": String(pressed),
           "data-key": `${edited} ${number}`,
-          disabled: !!this.saved && !/[\p{L}\p{N}]/u.test(text), // a page has no heat of signs
-          "aria-label": `${text.trim()}, probability ${fixed(p)}`,
+          disabled: !!bare,
+          "aria-label": `${text.trim()}, probability ${fixed(p)}${bare}`,
           onclick: () => this.explain(number, edited),
         }, text.trim()),
       );
@@ -479,7 +479,14 @@ class Panel {
     if (done === null) this.progress.removeAttribute("value");
     else this.progress.value = done;
     tell(this.said, said.length > 60 ? `\u2026${said.slice(-60)}` : said); // one line, of which the end is new
-    tell(this.error, error);
+    this.refuse(error);
+  }
+
+  // A refusal, in words; "stopped" is none.
+  refuse(text) {
+    this.error.className = text === "stopped" ? "soft" : "error";
+    tell(this.error, text);
+    if (text && this.files) this.files[1].value = ""; // the chooser names no file that was not taken
   }
 
   // ------------------------------------------------------------------ what people do
@@ -511,7 +518,7 @@ class Panel {
     const own = [];
     if (!this.saved) {
       const path = node("input", { type: "text", placeholder: "path of another clip", "aria-label": "path of another clip" });
-      const go = () => path.value.trim() && this.send("load_clip", { path: path.value.trim(), question: (this.asked = this.question.value) });
+      const go = () => this.send("load_clip", { path: path.value.trim(), question: (this.asked = this.question.value) });
       path.addEventListener("keydown", (event) => event.key === "Enter" && go());
       const file = node("input", { type: "file", accept: "video/*,audio/*,image/png,image/jpeg,image/gif", "aria-label": "another clip from this computer", onchange: () => this.upload(file.files[0]) });
       own.push(path, node("button", { onclick: go }, "Open"), file);
@@ -523,7 +530,7 @@ class Panel {
   async upload(file) {
     if (!file) return;
     if (file.size > LARGEST) {
-      return tell(this.error, `${file.name}: ${Math.round(file.size / 2 ** 20)} MiB; a file from the browser has ${LARGEST / 2 ** 20} at most`);
+      return this.refuse(`${file.name}: ${Math.round(file.size / 2 ** 20)} MiB; a file from the browser has ${LARGEST / 2 ** 20} at most`);
     }
     this.asked = this.question.value;
     const number = (this.uploading = crypto.getRandomValues(new Uint32Array(1))[0]);
@@ -540,7 +547,7 @@ class Panel {
   }
 
   saveState() {
-    download("probe.json", JSON.stringify({ clip: this.shown.name, ...this.view }, null, 1), "application/json");
+    download("probe.json", JSON.stringify({ clip: this.shown.name, ...this.shown.origin, ...this.view }, null, 1), "application/json");
   }
 
   savePicture() {

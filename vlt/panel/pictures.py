@@ -6,6 +6,7 @@ import base64
 import io
 import os
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,20 @@ def shown(run: Trace) -> dict[str, Any]:
 
 def name_of(path: Path) -> str:
     """Of a file, as text, whatever bytes it has."""
-    return os.fsencode(path.name).decode("utf-8", "replace")
+    return _text(path.name)
+
+
+def _text(path: str) -> str:
+    return os.fsencode(path).decode("utf-8", "replace")
+
+
+def origin(run: Trace) -> dict[str, str]:
+    """What the run is of: the clip's whole path, the model's name (or its folder; "" if it has none), vlt's version."""
+    try:
+        version = metadata.version("vlt")
+    except metadata.PackageNotFoundError:  # a checkout that is not installed
+        version = ""
+    return {"path": _text(str(run.clip.path.absolute())), "model": run.model.name_or_path or "", "vlt": version}
 
 
 def _frames(run: Trace) -> list[dict[str, Any]]:

@@ -172,7 +172,7 @@ class Probe(anywidget.AnyWidget):
         """What is to be seen, without the pictures: question, answers, switches with the edits that they stand for (see
         `vlt.edits.loads`), and heat; while something is computed, what was there before. It can be saved as JSON."""
         with self._lock:
-            return {"clip": self.shown["name"], **copy.deepcopy(self._settled[1])}
+            return {"clip": self.shown["name"], **self.shown["origin"], **copy.deepcopy(self._settled[1])}
 
     def close(self) -> None:
         self.cancel()
@@ -383,7 +383,8 @@ class Probe(anywidget.AnyWidget):
         """The file for the player, and what is shown of the clip."""
         data, kind = pictures.media(run.clip.path, PLAYED)
         with torch.no_grad():
-            return data, {**pictures.shown(run), "media": kind, **({"name": name} if name else {})}
+            shown = {**pictures.shown(run), "media": kind, "origin": pictures.origin(run)}
+            return data, {**shown, **({"name": name} if name else {})}
 
     def _fresh(self, question: str, said: dict[str, Any]) -> dict[str, Any]:
         return {"question": question, "answer": said, "switches": switches.ALL_ON, **_NOTHING}
