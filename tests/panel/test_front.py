@@ -404,7 +404,8 @@ def test_what_comes_is_read_aloud(show: Callable[..., Any]) -> None:
     assert read(edited=None, heat=None, word=None) == ""
     assert read(edited=EDITED) == "log p of the first answer: −0.15 → −2.15 (change −2.00)"
     assert "(change +2.00)" in read(edited={**EDITED, "change": 2.0})
-    assert read(heat=heat(), word={"number": 3, "edited": False}).startswith("integrated gradients for “bell”: against")
+    first = read(heat=heat(), word={"number": 3, "edited": False})
+    assert first.startswith("integrated gradients for “bell”, in the first answer: against")
 
 
 def test_the_player_speaks_of_heat_where_there_is_some(show: Callable[..., Any]) -> None:

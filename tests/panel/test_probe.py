@@ -26,6 +26,7 @@ import vlt
 from vlt.errors import VltError
 from vlt.model import box
 from vlt.model.video_llama import VideoLlama
+from vlt.panel import pictures
 from vlt.panel import probe as panels
 from vlt.panel.probe import HERE, Probe
 from vlt.panel.uploads import LARGEST
@@ -159,6 +160,28 @@ def test_heat_of_the_answer_without_what_is_off(probe: Probe) -> None:
     probe.wait()
     heat = probe.view["heat"]
     assert heat["word"] == "nothing" and "frames" in heat and "segments" not in heat  # nothing is heard in that run
+
+
+def test_a_switch_leaves_the_word_that_was_chosen(probe: Probe) -> None:
+    """Of the first answer with its heat, of the second with heat anew, where it is said again."""
+    probe.explain("bell", "saliency")
+    probe.wait()
+    word, heat = probe.view["word"], probe.view["heat"]
+    probe.switch(audio=False)
+    assert probe.view["heat"] == heat
+    probe.wait()
+    assert (probe.state()["word"], probe.state()["heat"]) == (word, heat) and probe.state()["edited"] is not None
+    probe.explain("nothing", edited=True)
+    probe.wait()
+    word, heat = probe.view["word"], probe.view["heat"]
+    probe.switch(frames_off=[0, 1, 2, 3])
+    probe.wait()
+    assert probe.view["edited"]["text"] == "I hear nothing."
+    assert probe.state()["word"] == word and probe.view["heat"]["frame_bars"] != heat["frame_bars"]
+    assert np.allclose(probe.view["heat"]["frame_bars"], pictures.heat(probe.edited, "nothing", "saliency")["frame_bars"])
+    probe.switch(audio=True)  # a bell is heard, where nothing was
+    probe.wait()
+    assert probe.view["edited"]["text"] == "I hear a bell." and probe.view["word"] is None and probe.view["heat"] is None
 
 
 def test_cancel(probe: Probe) -> None:

@@ -356,8 +356,8 @@ class Panel {
   }
 
   explained() {
-    const { heat, word } = this.view;
-    return `${heat.method.replaceAll("_", " ")} for \u201c${heat.word}\u201d${word && word.edited ? ", in the answer without what is off" : ""}`;
+    const { heat, word, edited } = this.view;
+    return `${heat.method.replaceAll("_", " ")} for \u201c${heat.word}\u201d${word && word.edited ? ", in the answer without what is off" : edited ? ", in the first answer" : ""}`;
   }
 
   inAll() {

@@ -114,7 +114,7 @@ class Probe(anywidget.AnyWidget):
             told |= {"frames_off": frames_off, "segments_off": segments_off}
             on = switches.changed(self.run, self.view["switches"], **told)
             self.edited = None
-            self.view = {**self.view, "switches": on, **_NOTHING}
+            self.view = {**self.view, "switches": on, **_NOTHING, **switches.kept(self.view)}
             self._start(1, "answering again", self._switch)
 
     def explain(self, word: int | str, method: str | None = None, edited: bool = False) -> None:
@@ -323,8 +323,11 @@ class Probe(anywidget.AnyWidget):
         edited, told = self._without(job, self.run, self.view)
         with self._lock:
             job.check()
-            self.edited, self.view = edited, {**self.view, **_NOTHING, **told}
+            before = self._settled[1]
+            self.edited, self.view = edited, {**self.view, **_NOTHING, **switches.kept(self.view), **told}
             self._settled = (self.edited, self.view)
+            if self.view["word"] is None and switches.says_again(before, self.view):
+                self.explain(before["word"]["number"], edited=True)
 
     def _without(self, job: Job, run: Trace, view: dict[str, Any]) -> tuple[Trace | None, dict[str, Any]]:
         """The run without what is off, and what is to be seen of it."""
