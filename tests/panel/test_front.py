@@ -121,7 +121,7 @@ def test_the_legend_says_what_the_colours_are(show: Callable[..., Any]) -> None:
     at = show(heat=heat(), word={"number": 3, "edited": False})
     text = at.locator(".legend").first.inner_text()
     assert " ".join(text.split()) == (
-        "integrated gradients for “bell”: against −4 4 for (nats of log p). In all 2.5 on frames, 3.3 on sound, drawn on one scale."
+        "integrated gradients for “bell”: against −4 4 for (in nats of log p). In all 2.5 on frames, 3.3 on sound, drawn on one scale."
     )
     assert "⚠ Spectrograms: −0.02: little." in at.locator(".vlt").inner_text()
     scale = at.locator(".scale").evaluate("node => getComputedStyle(node).backgroundImage")
@@ -134,11 +134,11 @@ def test_the_legend_says_what_the_colours_are(show: Callable[..., Any]) -> None:
     assert (
         "in the answer without what is off: little" in text and "much, for or against" in text and "cannot be compared" in text
     )
-    assert "little 0 3 / 4 much, for or against (frames / sound, nats of log p). In all" in " ".join(text.split())
+    assert "little 0 3 / 4 much, for or against (frames / sound, in nats of log p). In all" in " ".join(text.split())
     scale = at.locator(".scale").evaluate("node => getComputedStyle(node).backgroundImage")
     assert "rgb(94, 60, 153)" not in scale and scale.endswith("rgb(230, 97, 1))")
     at.evaluate("told => put({ view: { ...all.view, heat: told } })", heat(frames=None, frame_bars=None))
-    assert "−4 4 for (nats of log p). In all 3.3 on sound." in " ".join(at.locator(".legend").first.inner_text().split())
+    assert "−4 4 for (in nats of log p). In all 3.3 on sound." in " ".join(at.locator(".legend").first.inner_text().split())
 
 
 def test_heat_of_what_brings_next_to_nothing_is_faded(show: Callable[..., Any]) -> None:

@@ -103,17 +103,17 @@ class Panel {
     this.root.addEventListener("keydown", (event) => event.ctrlKey || event.altKey || event.metaKey || event.stopPropagation());
     root.append(this.root);
     this.parts = Object.fromEntries(
-      ["clip", "form", "switches", "status", "top", "below", "seen", "heard", "legend", "tools", "tables"].map((name) => [
+      ["clip", "form", "switches", "status", "top", "seen", "heard", "legend", "tools", "tables"].map((name) => [
         name,
-        node("section", { className: { top: "top", below: "below", legend: "notes" }[name] || "" }),
+        node("section", { className: { top: "top", legend: "notes" }[name] || "" }),
       ]),
     );
     this.root.append(...Object.values(this.parts));
     this.buildForm();
     this.buildStatus();
-    this.parts.status.hidden = this.parts.below.hidden = !!this.saved;
+    this.parts.status.hidden = !!this.saved;
     // What is read aloud when it comes is filled, not made anew.
-    this.parts.below.append((this.change = node("p", { className: "change", "aria-live": "polite" })), (this.without = node("p", { className: "soft" })));
+    this.below = node("div", { className: "below", hidden: !!this.saved }, (this.change = node("p", { className: "change", "aria-live": "polite" })), (this.without = node("p", { className: "soft" })));
     this.parts.legend.append((this.legend = node("p", { className: "legend", "aria-live": "polite" })), (this.notes = node("div", {})));
     this.buildTools();
     this.paint();
@@ -197,7 +197,7 @@ class Panel {
     this.parts.top.classList.toggle("bare", !this.player);
     this.parts.top.replaceChildren(
       node("div", { hidden: !this.player }, (this.screen = node("div", { className: "player" }, this.player, this.over)), (this.overTold = node("small", { hidden: !this.over }, "heat: of the last frame that the model has seen by then"))),
-      this.words,
+      node("div", {}, this.words, this.below),
     );
   }
 
@@ -347,7 +347,7 @@ class Panel {
     const tops = [...new Set(["frames", "segments"].filter((name) => heat[name]).map((name) => this.top(name)))];
     const ends = (sign) => tops.map((top) => short(sign * top)).join(" / ");
     const [low, high] = heat.signed ? [`against ${ends(-1)}`, "for"] : ["little 0", "much, for or against"];
-    const unit = `${tops.length > 1 ? "frames / sound, " : ""}${heat.unit}`;
+    const unit = `${tops.length > 1 ? "frames / sound, " : ""}in ${heat.unit}`;
     const notes = heat.warnings.map((warning) => `\u26a0 ${minus(warning)}`);
     if (!this.saved) notes.push(`took ${fixed(heat.seconds, 1)} s; heat is no proof of a cause: vlt.faithfulness measures it, the switches test it`);
     const before = `${this.explained()}: ${low} `, behind = ` ${ends(1)} ${high} (${unit}).${this.inAll()}`;
