@@ -12,7 +12,7 @@ const AHEAD = 4 * PIECE; // that may be under way, or Cancel would wait behind a
 const LARGEST = 2 ** 29; // bytes of a file, as in uploads.py
 const PALE = "saturate(0.35) contrast(0.6) brightness(1.15)"; // of pictures under heat; front.css has it too
 const FADED = 0.25; // how strong heat is drawn where the whole brings next to nothing
-const CUT = "\u2026 (cut off)";
+const CUT = " \u2026 (cut off)";
 const SURE = 0.8; // words below this probability are marked
 const BLIND = "nothing is seen or heard, so this is a guess from the words; the model was hardly ever asked so";
 
