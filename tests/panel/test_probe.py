@@ -179,6 +179,12 @@ def test_a_switch_leaves_the_word_that_was_chosen(probe: Probe) -> None:
     assert probe.view["edited"]["text"] == "I hear nothing."
     assert probe.state()["word"] == word and probe.view["heat"]["frame_bars"] != heat["frame_bars"]
     assert np.allclose(probe.view["heat"]["frame_bars"], pictures.heat(probe.edited, "nothing", "saliency")["frame_bars"])
+    probe.switch(frames_off=[0])
+    probe.explain("bell")  # what is clicked meanwhile goes before
+    probe.wait()
+    assert probe.view["word"] == {"edited": False, "number": 3} and probe.view["heat"]["word"] == "bell"
+    probe.explain("nothing", edited=True)
+    probe.wait()
     probe.switch(audio=True)  # a bell is heard, where nothing was
     probe.wait()
     assert probe.view["edited"]["text"] == "I hear a bell." and probe.view["word"] is None and probe.view["heat"] is None

@@ -323,10 +323,10 @@ class Probe(anywidget.AnyWidget):
         edited, told = self._without(job, self.run, self.view)
         with self._lock:
             job.check()
-            before = self._settled[1]
+            before, clicked = self._settled[1], self.view["word"]
             self.edited, self.view = edited, {**self.view, **_NOTHING, **switches.kept(self.view), **told}
             self._settled = (self.edited, self.view)
-            if self.view["word"] is None and switches.says_again(before, self.view):
+            if clicked is None and switches.says_again(before, self.view):
                 self.explain(before["word"]["number"], edited=True)
 
     def _without(self, job: Job, run: Trace, view: dict[str, Any]) -> tuple[Trace | None, dict[str, Any]]:
