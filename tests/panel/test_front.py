@@ -77,7 +77,7 @@ def heat(**told: Any) -> dict[str, Any]:
     frames[:, 0, 1], segments[:, 1, 0] = (1, -2, 3, 0.5), (4, 0, -1, 0.25)
     return {
         "method": "integrated_gradients", "word": "bell", "seconds": 1.2, "warnings": ["Spectrograms: -0.02: little."],
-        "one_scale": True, "signed": True, "frames": frames.tolist(), "frame_bars": frames.sum((1, 2)).tolist(),
+        "unit": "nats of log p", "little": [], "one_scale": True, "signed": True, "frames": frames.tolist(), "frame_bars": frames.sum((1, 2)).tolist(),
         "segments": segments.tolist(), "segment_bars": segments.sum((1, 2)).tolist(), **told,
     }  # fmt: skip
 
@@ -120,10 +120,10 @@ EDITED = {
 def test_the_legend_says_what_the_colours_are(show: Callable[..., Any]) -> None:
     at = show(heat=heat(), word={"number": 3, "edited": False})
     text = at.locator(".legend").first.inner_text()
-    assert text.startswith(
-        "integrated gradients for “bell”: against"
-    ) and "for. In all 2.5 on frames, 3.3 on sound" in text.replace("\n", " ")
-    assert "drawn on one scale" in text and "⚠ Spectrograms: −0.02: little." in at.locator(".vlt").inner_text()
+    assert " ".join(text.split()) == (
+        "integrated gradients for “bell”: against −4 4 for (in nats of log p). In all 2.5 on frames, 3.3 on sound, drawn on one scale."
+    )
+    assert "⚠ Spectrograms: −0.02: little." in at.locator(".vlt").inner_text()
     scale = at.locator(".scale").evaluate("node => getComputedStyle(node).backgroundImage")
     assert scale.index("rgb(94, 60, 153)") < scale.index("rgb(230, 97, 1)")
     at.evaluate(
@@ -134,8 +134,33 @@ def test_the_legend_says_what_the_colours_are(show: Callable[..., Any]) -> None:
     assert (
         "in the answer without what is off: little" in text and "much, for or against" in text and "cannot be compared" in text
     )
+    assert "little 0 3 / 4 much, for or against (frames / sound, in nats of log p). In all" in " ".join(text.split())
     scale = at.locator(".scale").evaluate("node => getComputedStyle(node).backgroundImage")
     assert "rgb(94, 60, 153)" not in scale and scale.endswith("rgb(230, 97, 1))")
+    at.evaluate("told => put({ view: { ...all.view, heat: told } })", heat(frames=None, frame_bars=None))
+    assert "−4 4 for (in nats of log p). In all 3.3 on sound." in " ".join(at.locator(".legend").first.inner_text().split())
+
+
+def test_heat_of_what_brings_next_to_nothing_is_faded(show: Callable[..., Any]) -> None:
+    at = show(heat=heat(one_scale=False), word={"number": 3, "edited": False})
+
+    def seen() -> tuple[list[int], list[int], list[float]]:
+        bars = at.locator(".bar i").evaluate_all("all => all.map((bar) => Number(getComputedStyle(bar).opacity))")
+        places = (at.locator(".strip canvas").nth(2), 0.75, 0.25), (at.locator(".spectrogram canvas"), 0.06, 0.75)
+        return (*(pixel(*place) for place in places), bars)
+
+    def far(a: list[int], b: list[int]) -> int:
+        return max(abs(x - y) for x, y in zip(a, b, strict=True))
+
+    frame, sound, bars = seen()
+    assert bars == [1.0] * 8 and "Faded" not in at.locator(".legend").inner_text()
+    bare = pixel(at.locator(".strip canvas").nth(2), 0.25, 0.25)
+    at.evaluate("told => put({ view: { ...all.view, heat: told } })", heat(one_scale=False, little=["frames"]))
+    faded, still, bars = seen()
+    assert still == sound and 0 < far(faded, bare) < 0.5 * far(frame, bare) and bars == [0.25] * 4 + [1.0] * 4
+    assert "Faded: frames, bringing next to nothing." in at.locator(".legend").inner_text()
+    at.evaluate("told => put({ view: { ...all.view, heat: told } })", heat(one_scale=False, little=["frames", "segments"]))
+    assert far(seen()[1], sound) > 20 and "Faded: frames and sound, bringing" in at.locator(".legend").inner_text()
 
 
 def test_bars_and_what_is_read_aloud(show: Callable[..., Any]) -> None:
@@ -244,6 +269,7 @@ def _wav(seconds: int) -> bytes:
 def test_the_picture_has_what_is_seen(show: Callable[..., Any]) -> None:
     at = show(
         switches={**ALL_ON, "frames_off": [3]},
+        answer={**made_up()["view"]["answer"], "note": "the box: it has not learnt this question"},
         edited=EDITED,
         heat=heat(frames=None, frame_bars=None),
         word={"number": 3, "edited": True},
@@ -255,9 +281,12 @@ def test_the_picture_has_what_is_seen(show: Callable[..., Any]) -> None:
     }""")
     with at.expect_download() as got:
         at.get_by_role("button", name="Save as PNG").click()
+    at.evaluate("put({ view: { ...all.view, edited: { ...all.view.edited, change: 1.5 } } })")
+    at.get_by_role("button", name="Save as PNG").click()
     drawn = np.asarray(Image.open(got.value.path()).convert("RGB")).astype(int)
     said = " ".join(at.evaluate("texts"))
-    assert "a.mp4: What do you hear?" in said and "I hear a bell" in said
+    assert "(log p of the first answer: change +1.50)" in said
+    assert "a.mp4: What do you hear?" in said and "I hear a bell the box: it has not learnt this question" in said
     assert "without what is seen at 6 s: I hear a hum (log p of the first answer: change −2.00)" in said
     assert (
         "integrated gradients for “bell”, in the answer without what is off" in said
@@ -267,6 +296,25 @@ def test_the_picture_has_what_is_seen(show: Callable[..., Any]) -> None:
         pale = [255 - (255 - c) / 4 for c in colour] if i == 3 else colour
         found = (np.abs(drawn - np.array(pale)).max(2) < 4).nonzero()
         assert len(found[0]) > 20_000 and abs(found[1].mean() - (10 + 80 + 166 * i)) < 20  # a square of its own
+
+
+def test_nothing_is_saved_while_the_answer_is_not_of_the_switches(show: Callable[..., Any]) -> None:
+    at = show(switches={**ALL_ON, "audio": False})
+    at.evaluate("window.saved = 0; HTMLAnchorElement.prototype.click = () => saved++")
+    buttons = [at.get_by_role("button", name=f"Save as {kind}") for kind in ("JSON", "PNG")]
+
+    def clicked() -> int:
+        at.evaluate("saved = 0")
+        for button in buttons:
+            button.click(force=True)
+        at.wait_for_timeout(300)  # a picture is made beside
+        return int(at.evaluate("saved"))
+
+    assert [button.get_attribute("aria-disabled") for button in buttons] == ["true", "true"] and clicked() == 0
+    assert buttons[0].get_attribute("title") == "the answer without what is off is not there yet"
+    at.evaluate("told => put({ view: { ...all.view, edited: told } })", EDITED)
+    assert [button.get_attribute("aria-disabled") for button in buttons] == ["false", "false"] and clicked() == 2
+    assert buttons[0].get_attribute("title") == ""
 
 
 def test_another_clip_leaves_what_somebody_does(show: Callable[..., Any]) -> None:
@@ -316,6 +364,121 @@ def test_nothing_moves_while_work_begins_and_ends(show: Callable[..., Any]) -> N
             assert at.get_by_role("button", name="Cancel").is_visible() is told["busy"] and places() == before, (width, told)
 
 
+@pytest.mark.parametrize("width", [380, 700, 1080])
+def test_a_second_click_hits_the_same_switch(show: Callable[..., Any], width: int) -> None:
+    """Neither heat nor a second answer moves what is clicked (in a narrow panel the second answer is below the first)."""
+    at = show()
+    at.set_viewport_size({"width": width, "height": 900})
+    clicked = [at.get_by_role("group", name="switches").get_by_label("sound"), at.get_by_role("button", name="Ask")]
+    if width > 380:
+        clicked += [at.get_by_label("frame 1 is seen"), at.get_by_label("segment 1 is heard"), at.get_by_label("path of")]
+
+    def places() -> list[float]:
+        return [what.bounding_box()["y"] for what in clicked]
+
+    before = places()
+    for told in (
+        {"switches": {**ALL_ON, "audio": False}},
+        {"edited": EDITED},
+        {"heat": heat(warnings=[]), "word": {"number": 3, "edited": True}},
+        {"edited": None, "heat": None, "switches": ALL_ON},
+    ):
+        at.evaluate("told => put({ view: { ...all.view, ...told } })", told)
+        assert places() == before, told
+
+
+def test_what_comes_is_read_aloud(show: Callable[..., Any]) -> None:
+    """Where the text was before it came: of a new place nothing is read."""
+    at = show(edited=EDITED, heat=heat(), word={"number": 3, "edited": True})
+    at.evaluate("""() => {
+        window.read = [];
+        for (const place of document.querySelectorAll("[aria-live=polite]"))
+            new MutationObserver(() => place.textContent && read.push(place.textContent)).observe(place, { childList: true });
+    }""")
+
+    def read(**view: Any) -> str:
+        at.evaluate("told => { read.length = 0; put({ view: { ...all.view, ...told } }) }", view)
+        return " | ".join(at.evaluate("read"))
+
+    assert read() == ""  # what is as it was is not read again
+    assert read(edited=None, heat=None, word=None) == ""
+    assert read(edited=EDITED) == "log p of the first answer: −0.15 → −2.15 (change −2.00)"
+    assert "(change +2.00)" in read(edited={**EDITED, "change": 2.0})
+    first = read(heat=heat(), word={"number": 3, "edited": False})
+    assert first.startswith("integrated gradients for “bell”, in the first answer: against")
+
+
+def test_the_player_speaks_of_heat_where_there_is_some(show: Callable[..., Any]) -> None:
+    at = show(shown={"media": "video/mp4"}, page_held={"media": "data:video/mp4,", "edits": [], "stages": [], "sweep": []})
+    told = at.get_by_text("heat: of the last frame that the model has seen by then", exact=True)
+    below = at.locator(".strip").bounding_box()
+    assert not told.is_visible() and at.locator("video").get_attribute("aria-label") == "a.mp4"
+    at.evaluate("told => put({ view: { ...all.view, heat: told } })", heat())
+    assert told.is_visible() and at.locator("video").get_attribute("aria-label") == "a.mp4, with heat"
+    assert at.locator(".strip").bounding_box() == below
+    at.evaluate("told => put({ view: { ...all.view, heat: told } })", heat(frames=None, frame_bars=None))
+    assert not told.is_visible() and at.locator("video").get_attribute("aria-label") == "a.mp4"
+
+
+def test_shortcuts_reach_the_notebook_and_typing_does_not(show: Callable[..., Any]) -> None:
+    at = show()
+    at.evaluate("""() => {
+        window.heard = [];
+        document.addEventListener("keydown", (event) => { heard.push(event.key); event.preventDefault(); });
+    }""")
+    for place in (at.get_by_label("question", exact=True), at.get_by_role("button", name="bell")):
+        place.focus()
+        for key in ("s", "Shift+Z", "Delete", "Control+s", "Meta+s", "Control+Shift+c", "Alt+x"):
+            at.keyboard.press(key)
+    letters = [key for key in at.evaluate("heard") if key not in ("Control", "Meta", "Alt", "Shift")]
+    assert [key.lower() for key in letters] == ["s", "s", "c", "x"] * 2
+
+
+def test_the_focus_stays_in_the_panel_where_cancel_goes(show: Callable[..., Any]) -> None:
+    at = show()
+    at.evaluate("put({ status: { ...all.status, busy: true, what: 'answering' } })")
+    at.get_by_role("button", name="Cancel").focus()
+    at.keyboard.press("Enter")
+    assert at.evaluate("sent") == [{"kind": "cancel"}]
+    at.evaluate("put({ status: { ...all.status, busy: false, error: 'stopped' } })")
+    assert at.evaluate("document.activeElement.getAttribute('aria-label')") == "question"
+    for busy in (True, False):  # and is not taken from elsewhere
+        at.get_by_role("button", name="bell").focus()
+        at.evaluate("told => put({ status: { ...all.status, busy: told } })", busy)
+        assert at.evaluate("document.activeElement.textContent") == "bell"
+
+
+def test_what_is_refused_and_what_was_stopped(show: Callable[..., Any]) -> None:
+    at = show()
+    alert, chooser = at.get_by_role("alert"), at.get_by_label("another clip from this computer")
+
+    def status(error: str) -> str:
+        """Of what colour it is told."""
+        at.evaluate("told => put({ status: { ...all.status, error: told } })", error)
+        return str(alert.evaluate("node => getComputedStyle(node).color"))
+
+    neutral = at.locator(".soft").first.evaluate("node => getComputedStyle(node).color")
+    assert status("stopped") == neutral != status("a.mp4: cannot be read") and alert.inner_text() == "a.mp4: cannot be read"
+    chooser.set_input_files({"name": "a.mp4", "mimeType": "video/mp4", "buffer": b"x"})
+    at.wait_for_function("sent.length === 1")
+    assert chooser.evaluate("node => node.files.length") == 1
+    status("")
+    assert chooser.evaluate("node => node.files.length") == 1
+    status("a.mp4: cannot be read")
+    assert chooser.evaluate("node => node.files.length") == 0
+    at.get_by_role("button", name="Open").click()  # of no path: what is wanted is told by Python
+    assert at.evaluate("sent.at(-1)") == {"kind": "load_clip", "path": "", "question": "What do you hear?"}
+
+
+def test_a_saved_state_says_of_what_it_is(show: Callable[..., Any]) -> None:
+    origin = {"path": "/clips/a.mp4", "model": "box", "vlt": "1.2"}
+    at = show(shown={"origin": origin})
+    with at.expect_download() as got:
+        at.get_by_role("button", name="Save as JSON").click()
+    state = json.loads(Path(got.value.path()).read_text())
+    assert state == {"clip": "a.mp4", **origin, **made_up()["view"]}
+
+
 def test_what_is_typed_while_an_answer_comes_stays(show: Callable[..., Any]) -> None:
     at = show()
     box = at.get_by_label("question", exact=True)
@@ -334,6 +497,36 @@ def test_what_is_typed_while_an_answer_comes_stays(show: Callable[..., Any]) -> 
 def test_an_answer_that_was_cut_off_says_so(show: Callable[..., Any]) -> None:
     at = show(answer={**made_up()["view"]["answer"], "cut": True}, edited=EDITED)
     assert "(cut off)" in at.locator(".answer").inner_text() and "(cut off)" not in at.locator(".edited").inner_text()
+
+
+def test_what_the_model_does_not_know_stands_beside_its_answer(show: Callable[..., Any]) -> None:
+    at = show()
+    assert at.get_by_role("note").count() == 0
+    at.evaluate("put({ view: { ...all.view, answer: { ...all.view.answer, note: 'the box: it has not learnt this' } } })")
+    note = at.locator(".top").get_by_role("note")
+    assert note.inner_text() == "the box: it has not learnt this" and note.get_attribute("class") == "soft"
+
+
+@pytest.mark.parametrize("width", [380, 700, 1080])
+def test_an_answer_that_finds_no_end_can_be_read(show: Callable[..., Any], page: Page, width: int) -> None:
+    page.page.set_viewport_size({"width": width, "height": 900})
+    tokens = [{"text": f" {'sounds' * (1 + 9 * (i % 7 == 6))}{i}", "p": 0.3} for i in range(300)]
+    endless = {**EDITED, "tokens": tokens, "cut": True}
+    at = show(edited=endless, switches={**ALL_ON, "video": False, "audio": False})
+    sides = at.locator(".sides").bounding_box()
+    assert sides["height"] < 400 and not page.wider_than(width)
+    assert at.locator(".edited .words").evaluate("row => row.scrollWidth <= row.clientWidth")  # words of any length are wrapped
+    assert at.get_by_text("(cut off)").is_visible()
+    beside = at.locator(".edited").inner_text()
+    assert "nothing is seen or heard, so this is a guess from the words" in beside
+    last = at.locator(".edited button").last
+    last.scroll_into_view_if_needed()
+    last.focus()
+    before = last.bounding_box()
+    at.evaluate("put({ view: { ...all.view, word: { number: 299, edited: true } } })")
+    assert at.evaluate("document.activeElement.textContent") == "sounds299" and last.bounding_box() == before
+    at.evaluate("put({ view: { ...all.view, switches: { ...all.view.switches, audio: true } } })")
+    assert "nothing is seen or heard" not in at.locator(".vlt").inner_text()
 
 
 def test_sound_that_is_shorter_than_a_segment(show: Callable[..., Any]) -> None:

@@ -11,6 +11,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,9 @@ from PIL import Image
 
 import vlt
 from vlt.errors import VltError
+from vlt.model import box
 from vlt.model.video_llama import VideoLlama
+from vlt.panel import pictures
 from vlt.panel import probe as panels
 from vlt.panel.probe import HERE, Probe
 from vlt.panel.uploads import LARGEST
@@ -62,6 +65,21 @@ def test_ask(probe: Probe, boxed: VideoLlama) -> None:
     probe.wait()
     assert probe.view["question"] == "What colour is the square?"
     assert probe.view["answer"]["text"] == boxed.answer(probe.run.clip, "What colour is the square?").text
+
+
+def test_what_the_box_does_not_know_is_told(probe: Probe, tmp_path: Path) -> None:
+    assert probe.state()["answer"]["note"] == ""
+    probe.ask("Why?")
+    probe.wait()
+    assert probe.state()["answer"]["note"].startswith("the box: it has not learnt this question")
+    shutil.copy(CLIPS / "silent.mp4", tmp_path / "strange.mp4")
+    probe.load_clip(tmp_path / "strange.mp4", "What do you see?")
+    probe.wait()
+    assert "one small world" in probe.state()["answer"]["note"] and "this question" not in probe.state()["answer"]["note"]
+    note = probe.view["answer"]["note"]
+    assert note == box.limits("box", tmp_path / "strange.mp4", "What do you see?")  # as the command line has it
+    assert note == box.limits(str(box.folder()), tmp_path / "strange.mp4", "What do you see?")
+    assert box.limits("a/model", tmp_path / "strange.mp4", "Why?") == box.limits("", tmp_path / "strange.mp4", "Why?") == ""
 
 
 def test_the_answer_comes_word_by_word(probe: Probe, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,6 +128,7 @@ def test_heat_is_an_attribution(probe: Probe, bell: Trace, method: str) -> None:
     heat = probe.view["heat"]
     look, listen = ("patches", "audio_features") if method == "grad_cam" else ("frames", "spectrograms")
     assert heat["signed"] is False and heat["warnings"]  # the pictures have nothing to do with it: it is said so
+    assert heat["little"] == ["frames"] and heat["unit"] == "a unit of its own"
     seen = vlt.attribute(bell, look, method, "bell", progress=False).heat.values
     heard = vlt.attribute(bell, listen, method, "bell", progress=False).heat.values
     if method == "grad_cam":
@@ -141,6 +160,34 @@ def test_heat_of_the_answer_without_what_is_off(probe: Probe) -> None:
     probe.wait()
     heat = probe.view["heat"]
     assert heat["word"] == "nothing" and "frames" in heat and "segments" not in heat  # nothing is heard in that run
+
+
+def test_a_switch_leaves_the_word_that_was_chosen(probe: Probe) -> None:
+    """Of the first answer with its heat, of the second with heat anew, where it is said again."""
+    probe.explain("bell", "saliency")
+    probe.wait()
+    word, heat = probe.view["word"], probe.view["heat"]
+    probe.switch(audio=False)
+    assert probe.view["heat"] == heat
+    probe.wait()
+    assert (probe.state()["word"], probe.state()["heat"]) == (word, heat) and probe.state()["edited"] is not None
+    probe.explain("nothing", edited=True)
+    probe.wait()
+    word, heat = probe.view["word"], probe.view["heat"]
+    probe.switch(frames_off=[0, 1, 2, 3])
+    probe.wait()
+    assert probe.view["edited"]["text"] == "I hear nothing."
+    assert probe.state()["word"] == word and probe.view["heat"]["frame_bars"] != heat["frame_bars"]
+    assert np.allclose(probe.view["heat"]["frame_bars"], pictures.heat(probe.edited, "nothing", "saliency")["frame_bars"])
+    probe.switch(frames_off=[0])
+    probe.explain("bell")  # what is clicked meanwhile goes before
+    probe.wait()
+    assert probe.view["word"] == {"edited": False, "number": 3} and probe.view["heat"]["word"] == "bell"
+    probe.explain("nothing", edited=True)
+    probe.wait()
+    probe.switch(audio=True)  # a bell is heard, where nothing was
+    probe.wait()
+    assert probe.view["edited"]["text"] == "I hear a bell." and probe.view["word"] is None and probe.view["heat"] is None
 
 
 def test_cancel(probe: Probe) -> None:
@@ -176,11 +223,13 @@ def test_the_newest_wins(probe: Probe) -> None:
         ({"kind": "dance"}, "knows no 'dance'"),
         ({"kind": "ask", "question": "  "}, "the question is empty"),
         ({"kind": "ask"}, "question"),
+        ({"kind": "ask", "question": "What? \ud83d"}, "not valid text: it holds half of a character"),
         ({"kind": "explain", "word": 99}, "the answer has no word 99"),
         ({"kind": "explain", "word": 1, "method": "magic"}, "no method 'magic'"),
         ({"kind": "switch", "frames_off": [8]}, "this clip has 8"),
         ({"kind": "switch", "segments_off": ["1"]}, "this clip has 8"),
         ({"kind": "load_clip", "path": "/no/such.mp4"}, "no such file"),
+        ({"kind": "load_clip", "path": ""}, "give the path of a clip"),
         ({"kind": "load_clip", "path": str(CLIPS / "make.py")}, "make.py"),
         ({"kind": "upload", "number": 1, "name": "x.mp4", "at": 0, "total": 2**40}, "512 at most"),
     ],
@@ -539,6 +588,7 @@ def test_heat_that_is_at_no_place_is_in_the_bars(probe: Probe) -> None:
     found = vlt.attribute(probe.run, "patches", "integrated_gradients", "white", progress=False)
     brings = found.score - found.score_without
     assert sum(heat["frame_bars"]) == pytest.approx(brings, abs=0.05)
+    assert heat["unit"] == "nats of log p" and "frames" not in heat["little"]
     places = float(np.array(heat["frames"]).sum())
     assert abs(places - brings) > 0.5
     (told,) = [text for text in heat["warnings"] if "class tokens" in text]
@@ -676,9 +726,22 @@ def test_state_is_json(probe: Probe) -> None:
     probe.explain("bell")
     probe.wait()
     state = json.loads(json.dumps(probe.state(), allow_nan=False))
+    assert state["path"] == str(CLIPS / "two_bell.mp4") and state["vlt"] == metadata.version("vlt")
+    assert Path(state["model"]) == box.folder()
     assert state["clip"] == "two_bell.mp4" and state["question"] == ASKED and state["heat"]["word"] == "bell"
     again = probe.run.rerun(edits.loads(json.dumps(state["edits"])))
     assert again.answer.text == state["edited"]["text"]
+
+
+def test_a_state_is_of_one_run_also_while_the_next_is_computed(probe: Probe) -> None:
+    probe.switch(segments_off=[1])
+    probe.wait()
+    before = probe.state()
+    probe.switch(audio=False)
+    assert probe.view["switches"]["audio"] is False and probe.view["edited"] is None and probe.state() == before
+    probe.wait()
+    state = probe.state()
+    assert state["switches"]["audio"] is False and state["edited"]["text"] == "I hear nothing." and state["edits"]
 
 
 def test_front_end_needs_no_network_and_sets_no_html() -> None:

@@ -22,7 +22,7 @@ from vlt.errors import VltError
 from vlt.inputs.video import denormalise
 from vlt.model.video_llama import VideoLlama
 from vlt.panel import report
-from vlt.probe import edits
+from vlt.probe import edits, sweep
 from vlt.probe.trace import Trace, trace
 
 from .conftest import CLIPS, Page
@@ -81,6 +81,15 @@ def test_text_is_escaped(boxed: VideoLlama, tmp_path: Path) -> None:
     assert data_of(held)["view"]["question"] == EVIL  # nothing is lost
 
 
+def test_what_the_box_does_not_know_is_told(saved: Path, boxed: VideoLlama, page: Page, tmp_path: Path) -> None:
+    run = trace(boxed, vlt.Clip(CLIPS / "two_bell.mp4"), "Why?", max_new_tokens=3)
+    run.save_html(tmp_path / "x.html", methods=["relevance"], sweep=False, progress=False)
+    page.page.goto((tmp_path / "x.html").as_uri())
+    assert page.page.get_by_role("note").inner_text().startswith("the box: it has not learnt this question")
+    page.page.goto(saved.as_uri())
+    assert page.page.get_by_role("note").count() == 0 and page.errors == []
+
+
 def test_refusals(bell: Trace, tmp_path: Path) -> None:
     with pytest.raises(VltError, match="no method 'magic'"):
         bell.save_html(tmp_path / "x.html", methods=["magic"])
@@ -116,6 +125,17 @@ def test_of_an_edited_run_it_says_so(bell: Trace, tmp_path: Path, edit: edits.Ed
 def test_of_a_run_that_is_yet_to_be_made(bell: Trace, tmp_path: Path) -> None:
     bell.edited(edits.blank(frame=[2, 3])).save_html(tmp_path / "x.html", methods=["relevance"], progress=False)
     assert len(data_of(tmp_path / "x.html")["page"]["sweep"]) == 17
+
+
+def test_answers_that_were_cut_off_are_marked(boxed: VideoLlama, tmp_path: Path, page: Page) -> None:
+    run = trace(boxed, vlt.Clip(CLIPS / "two_bell.mp4"), "What do you hear?", max_new_tokens=5)
+    run.save_html(tmp_path / "x.html", methods=["relevance"], progress=False)
+    swept, variants = data_of(tmp_path / "x.html")["page"]["sweep"], sweep.possible(run)
+    cut = [run.answer.ended == "length", *(run.rerun(edit).answer.ended == "length" for edit in variants.values())]
+    assert [row["cut"] for row in swept] == cut and len(set(cut)) == 2
+    page.page.goto((tmp_path / "x.html").as_uri())
+    told = page.page.locator("table").first.locator("tbody tr").all_inner_texts()
+    assert ["\u2026 (cut off)" in row for row in told] == cut and page.errors == []
 
 
 def test_a_name_of_any_bytes(boxed: VideoLlama, tmp_path: Path) -> None:
@@ -164,6 +184,10 @@ def test_a_page_in_a_browser(saved: Path, page: Page) -> None:
     page.page.keyboard.press("Enter")
     assert words.nth(1).get_attribute("aria-pressed") == "true"
     assert words.nth(4).is_disabled()  # a full stop has no heat
+    assert [str(words.nth(4).get_attribute(name)).endswith("no heat of punctuation") for name in ("title", "aria-label")] == [
+        True
+    ] * 2
+    assert "punctuation" not in str(words.nth(3).get_attribute("title"))
     page.page.get_by_label("frame 3 at 6 s").click()
     page.page.wait_for_function("document.querySelector('video').currentTime > 5.9")
     assert page.page.locator(".playhead").is_visible()
@@ -214,7 +238,12 @@ def test_heat_is_painted_where_it_is(saved: Path, tmp_path: Path, page: Page) ->
     frames, segments = np.zeros((8, 8, 8)), np.zeros((8, 8, 8))
     frames[2, 1, 6], segments[5, 0, 7] = 1.0, -1.0
     held = data_of(saved)
-    heat = held["page"]["heats"]["3 relevance"] | {"frames": frames.tolist(), "segments": segments.tolist(), "signed": True}
+    heat = held["page"]["heats"]["3 relevance"] | {
+        "frames": frames.tolist(),
+        "segments": segments.tolist(),
+        "signed": True,
+        "little": [],
+    }
     heat |= {"frame_bars": frames.sum((1, 2)).tolist(), "segment_bars": segments.sum((1, 2)).tolist()}
     held["page"]["heats"]["3 relevance"] = heat
     text = saved.read_text(encoding="utf-8")

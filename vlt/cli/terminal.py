@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from vlt.errors import VltError, write_whole
+from vlt.model.box import limits as limits
 
 out = Console(emoji=False)
 err = Console(stderr=True, emoji=False)
@@ -41,20 +42,6 @@ def progress() -> Progress:
 def printable(text: str) -> str:
     """Without control characters: an answer cannot drive the terminal."""
     return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
-
-
-def limits(model: str, clip: Path, question: str) -> str:
-    """What stands between the box and a true answer, where that can be told; "" of another model."""
-    if model != "box":
-        return ""
-    from vlt.train import talk
-
-    said = []
-    if not clip.with_suffix(".json").is_file():  # the truth, which lies beside clips of its world
-        said.append("it knows one small world of shapes and voices, and speaks of any clip as if it were of that world")
-    if question.strip() not in talk.kinds():
-        said.append("it has not learnt this question")
-    return f"the box: {'; '.join(said)} (what it knows: data/box/README.md)" if said else ""
 
 
 def note(text: str) -> None:

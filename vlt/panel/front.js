@@ -11,7 +11,10 @@ const PIECE = 2 ** 20; // bytes of an upload in one message
 const AHEAD = 4 * PIECE; // that may be under way, or Cancel would wait behind all of them
 const LARGEST = 2 ** 29; // bytes of a file, as in uploads.py
 const PALE = "saturate(0.35) contrast(0.6) brightness(1.15)"; // of pictures under heat; front.css has it too
+const FADED = 0.25; // how strong heat is drawn where the whole brings next to nothing
+const CUT = " \u2026 (cut off)";
 const SURE = 0.8; // words below this probability are marked
+const BLIND = "nothing is seen or heard, so this is a guess from the words; the model was hardly ever asked so";
 
 function node(tag, attributes = {}, ...children) {
   const made = document.createElement(tag);
@@ -26,6 +29,7 @@ function node(tag, attributes = {}, ...children) {
 
 const minus = (text) => text.replace(/-(?=\d)/g, "\u2212");
 const fixed = (number, digits = 2) => minus(number.toFixed(digits));
+const plus = (number, digits = 2) => `${number < 0 ? "" : "+"}${fixed(number, digits)}`;
 const short = (number) => (number === 0 ? "0" : minus(Number(number.toPrecision(2)).toString()));
 const place = (number, digits = 2) => minus(`${+number.toFixed(digits)}`);
 const seconds = (number) => `${place(number)} s`;
@@ -43,13 +47,13 @@ function greatest(numbers) {
   return Math.max(1e-12, ...numbers.flat(4).map(Math.abs));
 }
 
-// Heat [row][column] over a part of a canvas, the pictures below seen through it.
-function paintHeat(context, heat, top, left, width, height) {
+// Heat [row][column] over a part of a canvas, the pictures below seen through it. most: of the strength of its colours.
+function paintHeat(context, heat, top, most, left, width, height) {
   const rows = heat.length, columns = heat[0].length;
   heat.forEach((line, row) =>
     line.forEach((value, column) => {
       const [r, g, b] = value > 0 ? FOR : AGAINST;
-      context.fillStyle = `rgba(${r}, ${g}, ${b}, ${0.85 * Math.min(1, Math.abs(value) / top)})`;
+      context.fillStyle = `rgba(${r}, ${g}, ${b}, ${0.85 * most * Math.min(1, Math.abs(value) / top)})`;
       const x = Math.round((column * width) / columns), y = Math.round((row * height) / rows);
       const right = Math.round(((column + 1) * width) / columns), low = Math.round(((row + 1) * height) / rows);
       context.fillRect(left + x, y, right - x, low - y);
@@ -63,11 +67,13 @@ function download(name, data, type) {
   setTimeout(() => URL.revokeObjectURL(link.href), 10000);
 }
 
-// Other children in a parent; what had the focus has it again, found by its key.
+// Other children in a parent; what had the focus has it again, found by its key, and long answers are where they were.
 function renew(parent, ...children) {
   const { activeElement } = document;
   const key = parent.contains(activeElement) && activeElement.dataset.key;
+  const rows = () => [...parent.querySelectorAll(".words")], before = rows().map((row) => [row.textContent, row.scrollTop]);
   parent.replaceChildren(...children);
+  rows().forEach((row, i) => { if (before[i]?.[0] === row.textContent) [, row.scrollTop] = before[i]; });
   if (key) parent.querySelector(`[data-key="${key}"]`)?.focus({ preventScroll: true });
 }
 
@@ -93,19 +99,22 @@ class Panel {
     this.model = model;
     this.saved = model.get("page") || null; // a page holds what was computed, and can compute no more
     this.root = node("div", { className: "vlt" });
-    // Keys typed into the panel are not the notebook's shortcuts.
-    this.root.addEventListener("keydown", (event) => event.stopPropagation());
+    // Keys typed into the panel are not the notebook's shortcuts; those with Ctrl, Alt or Cmd are.
+    this.root.addEventListener("keydown", (event) => event.ctrlKey || event.altKey || event.metaKey || event.stopPropagation());
     root.append(this.root);
     this.parts = Object.fromEntries(
-      ["clip", "form", "status", "top", "seen", "heard", "legend", "switches", "tools", "tables"].map((name) => [
+      ["clip", "form", "switches", "status", "top", "seen", "heard", "legend", "tools", "tables"].map((name) => [
         name,
-        node("section", { className: name === "top" ? "top" : "" }),
+        node("section", { className: { top: "top", legend: "notes" }[name] || "" }),
       ]),
     );
     this.root.append(...Object.values(this.parts));
     this.buildForm();
     this.buildStatus();
     this.parts.status.hidden = !!this.saved;
+    // What is read aloud when it comes is filled, not made anew.
+    this.below = node("div", { className: "below", hidden: !!this.saved }, (this.change = node("p", { className: "change", "aria-live": "polite" })), (this.without = node("p", { className: "soft" })));
+    this.parts.legend.append((this.legend = node("p", { className: "legend", "aria-live": "polite" })), (this.notes = node("div", {})));
     this.buildTools();
     this.paint();
     this.paintStatus();
@@ -124,7 +133,7 @@ class Panel {
     try {
       this.model.send({ kind, ...told }, undefined, buffers);
     } catch {
-      tell(this.error, "the notebook's kernel does not answer: run the panel's cell again");
+      this.refuse("the notebook's kernel does not answer: run the panel's cell again");
       this.paintView(); // what was ticked is as it was
     }
   }
@@ -183,13 +192,12 @@ class Panel {
           onseeked: () => this.moved(this.player.currentTime - shown.offset),
         })
       : null;
-    if (this.player) this.player.setAttribute("aria-label", `${shown.name}, with heat`);
     this.over = isVideo && source ? node("canvas", { width: 240, height: 240, "aria-hidden": "true" }) : null;
     this.words = node("div", {});
     this.parts.top.classList.toggle("bare", !this.player);
     this.parts.top.replaceChildren(
-      node("div", { hidden: !this.player }, (this.screen = node("div", { className: "player" }, this.player, this.over)), this.over ? node("small", {}, "heat: of the last frame that the model has seen by then") : ""),
-      this.words,
+      node("div", { hidden: !this.player }, (this.screen = node("div", { className: "player" }, this.player, this.over)), (this.overTold = node("small", { hidden: !this.over }, "heat: of the last frame that the model has seen by then"))),
+      node("div", {}, this.words, this.below),
     );
   }
 
@@ -252,17 +260,14 @@ class Panel {
     if (this.chosen.question !== view.question && [this.chosen.question, this.asked].includes(this.question.value)) this.question.value = view.question;
     this.chosen = { question: view.question, method: view.method };
     const title = this.saved ? "Answer" : `Answer to \u201c${view.question}\u201d`;
-    const both = [this.answerRow("Answer", title, view.answer, false)], below = [];
+    const both = [this.answerRow("Answer", title, view.answer, false)];
     if (view.edited) {
-      const blind = !(view.switches.video && shown.frames.length) && !(view.switches.audio && shown.sound);
       both.push(this.answerRow("Without what is off", "Without what is off", view.edited, true));
-      const { logp } = view.answer, { change } = view.edited;
-      below.push(
-        node("p", { className: "change" }, `log p of the first answer: ${fixed(logp)} \u2192 ${fixed(logp + change)} (change ${change < 0 ? "" : "+"}${fixed(change)})`),
-        node("p", { className: "soft" }, `off: ${this.whatIsOff().join(", ")}${blind ? ": nothing is seen or heard, so this is a guess from the words" : ""}`),
-      );
     }
-    renew(this.words, node("div", { className: "sides" }, ...both), ...below, node("p", { className: "soft" }, "Click a word to see where it looked and listened. Dashed: the model was unsure."));
+    const { logp } = view.answer, change = view.edited && view.edited.change;
+    tell(this.change, view.edited ? `log p of the first answer: ${fixed(logp)} \u2192 ${fixed(logp + change)} (change ${plus(change)})` : "");
+    tell(this.without, view.edited ? `off: ${this.whatIsOff().join(", ")}` : "");
+    renew(this.words, node("div", { className: "sides" }, ...both), view.answer.note ? node("p", { className: "soft", role: "note" }, view.answer.note) : "", node("p", { className: "soft" }, "Click a word to see where it looked and listened. Dashed: the model was unsure."));
     const off = view.switches;
     this.frameCells.forEach((cell, i) => {
       this.frameSwitches[i].checked = !off.frames_off.includes(i);
@@ -284,8 +289,20 @@ class Panel {
       return node("label", {}, tick, ` ${names[name]}`);
     });
     renew(this.parts.switches, this.saved ? "" : node("div", { className: "row", role: "group", "aria-label": "switches" }, node("strong", {}, "On:"), ...ticks));
+    for (const button of this.exports) { // not disabled, or it would lose the focus
+      button.setAttribute("aria-disabled", String(!this.settled));
+      button.title = this.settled ? "" : "the answer without what is off is not there yet";
+    }
     this.paintLegend();
     this.paintHeatEverywhere();
+  }
+
+  // Is what is shown the answer of what is switched?
+  get settled() { return !!this.saved || !!this.view.edited || !this.whatIsOff().length; }
+
+  get blind() {
+    const { view, shown } = this;
+    return !(view.switches.video && shown.frames.length) && !(view.switches.audio && shown.sound);
   }
 
   whatIsOff() {
@@ -303,49 +320,55 @@ class Panel {
     const row = withArrows(node("div", { className: "words", role: "group", "aria-label": name }));
     said.tokens.forEach(({ text, p }, number) => {
       if (!text.trim()) return;
-      const word = this.view.word;
+      const word = this.view.word, bare = this.saved && !/[\p{L}\p{N}]/u.test(text) ? "; a page holds no heat of punctuation" : "";
       const pressed = !!word && word.number === number && word.edited === edited;
       row.append(
         node("button", {
           className: p < SURE ? "unsure" : "",
-          title: `probability ${fixed(p, 3)}`,
+          title: `probability ${fixed(p, 3)}${bare}`,
           "aria-pressed": String(pressed),
           "data-key": `${edited} ${number}`,
-          disabled: !!this.saved && !/[\p{L}\p{N}]/u.test(text), // a page has no heat of signs
-          "aria-label": `${text.trim()}, probability ${fixed(p)}`,
+          disabled: !!bare,
+          "aria-label": `${text.trim()}, probability ${fixed(p)}${bare}`,
           onclick: () => this.explain(number, edited),
         }, text.trim()),
       );
     });
-    if (said.cut) row.append(node("span", { className: "soft" }, "\u2026 (cut off)"));
-    return node("div", { className: edited ? "edited" : "answer" }, node("h3", {}, title), row);
+    const notes = [said.cut ? CUT : "", this.blind && (edited || this.saved) ? BLIND : ""];
+    return node("div", { className: edited ? "edited" : "answer" }, node("h3", {}, title), row, ...notes.filter(Boolean).map((text) => node("p", { className: "soft" }, text)));
   }
 
   paintLegend() {
     const { heat } = this.view;
-    if (!heat) return this.parts.legend.replaceChildren();
+    if (!heat) return this.legend.replaceChildren(), this.notes.replaceChildren();
     const bare = (colour) => `rgb(${colour.join(",")})`;
     const colours = heat.signed ? [bare(AGAINST), "#ddd", bare(FOR)] : ["#ddd", bare(FOR)];
     const scale = node("span", { className: "scale", style: `background: linear-gradient(90deg, ${colours.join(", ")})` });
-    const [low, high] = heat.signed ? ["against", "for"] : ["little", "much, for or against"];
+    const tops = [...new Set(["frames", "segments"].filter((name) => heat[name]).map((name) => this.top(name)))];
+    const ends = (sign) => tops.map((top) => short(sign * top)).join(" / ");
+    const [low, high] = heat.signed ? [`against ${ends(-1)}`, "for"] : ["little 0", "much, for or against"];
+    const unit = `${tops.length > 1 ? "frames / sound, " : ""}in ${heat.unit}`;
     const notes = heat.warnings.map((warning) => `\u26a0 ${minus(warning)}`);
     if (!this.saved) notes.push(`took ${fixed(heat.seconds, 1)} s; heat is no proof of a cause: vlt.faithfulness measures it, the switches test it`);
-    this.parts.legend.replaceChildren(
-      node("p", { className: "legend" }, `${this.explained()}: ${low} `, scale, ` ${high}.${this.inAll()}`),
-      ...notes.map((note) => node("p", { className: "soft" }, note)),
-    );
+    const before = `${this.explained()}: ${low} `, behind = ` ${ends(1)} ${high} (${unit}).${this.inAll()}`;
+    if (this.legend.textContent !== before + behind) this.legend.replaceChildren(before, scale, behind);
+    this.notes.replaceChildren(...notes.map((note) => node("p", { className: "soft" }, note)));
   }
 
   explained() {
-    const { heat, word } = this.view;
-    return `${heat.method.replaceAll("_", " ")} for \u201c${heat.word}\u201d${word && word.edited ? ", in the answer without what is off" : ""}`;
+    const { heat, word, edited } = this.view;
+    return `${heat.method.replaceAll("_", " ")} for \u201c${heat.word}\u201d${word && word.edited ? ", in the answer without what is off" : edited ? ", in the first answer" : ""}`;
   }
 
   inAll() {
     const { heat } = this.view;
-    if (!heat.frame_bars || !heat.segment_bars) return "";
-    return ` In all ${short(sum(heat.frame_bars))} on frames, ${short(sum(heat.segment_bars))} on sound${heat.one_scale ? ", drawn on one scale" : "; these cannot be compared"}.`;
+    const sums = [[heat.frame_bars, "on frames"], [heat.segment_bars, "on sound"]].filter(([bars]) => bars);
+    const faded = heat.little.map((name) => (name === "frames" ? "frames" : "sound")).join(" and ");
+    const compared = sums.length < 2 ? "" : heat.one_scale ? ", drawn on one scale" : "; these cannot be compared";
+    return ` In all ${sums.map(([bars, where]) => `${short(sum(bars))} ${where}`).join(", ")}${compared}.${faded && ` Faded: ${faded}, bringing next to nothing.`}`;
   }
+
+  most(name) { return this.view.heat.little.includes(name) ? FADED : 1; }
 
   // What is the deepest colour: of heat that can be compared, the greatest on pictures and sound together.
   top(name) {
@@ -358,6 +381,8 @@ class Panel {
     const frames = heat && heat.frames, top = frames ? this.top("frames") : 1;
     const glows = frames && greatest(frames) > 0.02 * top; // where nothing does, the pictures keep their colours
     this.screen.classList.toggle("pale", !!glows);
+    this.overTold.style.visibility = frames ? "visible" : "hidden"; // its room stays
+    if (this.player) this.player.setAttribute("aria-label", this.over && frames ? `${this.shown.name}, with heat` : this.shown.name);
     this.canvases.forEach((canvas, i) => {
       const context = canvas.getContext("2d"), image = this.frames[i];
       if (!image || !image.complete || !image.naturalWidth) return;
@@ -365,11 +390,11 @@ class Panel {
       context.imageSmoothingEnabled = image.naturalWidth > 160;
       context.drawImage(image, 0, 0, canvas.width, canvas.height);
       context.filter = "none";
-      if (frames) paintHeat(context, frames[i], top, 0, canvas.width, canvas.height);
+      if (frames) paintHeat(context, frames[i], top, this.most("frames"), 0, canvas.width, canvas.height);
       const bars = heat && heat.frame_bars;
       const told = bars ? `, heat ${short(bars[i])}` : "";
       this.frameButtons[i].setAttribute("aria-label", `frame ${i} at ${seconds(this.shown.frames[i].seconds)}${told}`);
-      this.bar(this.frameBars[i], bars, i);
+      this.bar(this.frameBars[i], bars, i, "frames");
     });
     this.paintSound();
     this.moved(this.now);
@@ -387,17 +412,17 @@ class Panel {
         context.fillStyle = "rgba(255, 255, 255, 0.8)";
         context.fillRect(Math.round(i * width), 0, Math.round(width), canvas.height);
       }
-      if (grids) paintHeat(context, grids[i], top, Math.round(i * width), Math.round(width), canvas.height);
+      if (grids) paintHeat(context, grids[i], top, this.most("segments"), Math.round(i * width), Math.round(width), canvas.height);
       context.fillStyle = "#888";
       if (i) context.fillRect(Math.round(i * width), 0, Math.max(1, Math.round(canvas.width / (canvas.clientWidth || canvas.width))), canvas.height);
-      this.bar(this.segmentBars[i], bars, i);
+      this.bar(this.segmentBars[i], bars, i, "segments");
     }
     const told = bars ? `; heat by segment: ${bars.map(short).join(", ")}` : "";
     canvas.setAttribute("aria-label", `spectrogram, ${n} segments${told}`);
   }
 
   // One bar of several, above the middle line for, below it against.
-  bar(place, bars, i) {
+  bar(place, bars, i, name) {
     place.replaceChildren();
     place.title = bars ? `heat ${short(bars[i])}` : "";
     if (!bars) return;
@@ -407,7 +432,7 @@ class Panel {
     const size = (100 * Math.abs(bars[i])) / whole, ground = (100 * -low) / whole;
     const bottom = bars[i] >= 0 ? ground : ground - size;
     place.append(node("b", { style: `bottom: ${ground}%` }));
-    place.append(node("i", { className: bars[i] < 0 ? "against" : "", style: `bottom: ${bottom}%; height: ${Math.max(size, 1)}%` }));
+    place.append(node("i", { className: bars[i] < 0 ? "against" : "", style: `bottom: ${bottom}%; height: ${Math.max(size, 1)}%; opacity: ${this.most(name)}` }));
   }
 
   // The player, or a click, is at a moment: its frame is marked, its heat lies over the video, the playhead goes there.
@@ -419,7 +444,7 @@ class Panel {
     if (this.over) {
       const context = this.over.getContext("2d");
       context.clearRect(0, 0, this.over.width, this.over.height);
-      if (heat && heat.frames) paintHeat(context, heat.frames[at], this.top("frames"), 0, this.over.width, this.over.height);
+      if (heat && heat.frames) paintHeat(context, heat.frames[at], this.top("frames"), this.most("frames"), 0, this.over.width, this.over.height);
     }
     if (!this.playhead) return;
     const segments = shown.sound.segments;
@@ -447,12 +472,21 @@ class Panel {
 
   paintStatus() {
     const { busy, what, done, said, error } = this.model.get("status");
+    const lost = !busy && document.activeElement === this.cancel; // it is not to be seen any more
     this.work.hidden = !busy;
+    if (lost) this.question.focus({ preventScroll: true });
     tell(this.what, busy ? `${what}\u2026` : "");
     if (done === null) this.progress.removeAttribute("value");
     else this.progress.value = done;
     tell(this.said, said.length > 60 ? `\u2026${said.slice(-60)}` : said); // one line, of which the end is new
-    tell(this.error, error);
+    this.refuse(error);
+  }
+
+  // A refusal, in words; "stopped" is none.
+  refuse(text) {
+    this.error.className = text === "stopped" ? "soft" : "error";
+    tell(this.error, text);
+    if (text && this.files) this.files[1].value = ""; // the chooser names no file that was not taken
   }
 
   // ------------------------------------------------------------------ what people do
@@ -477,26 +511,26 @@ class Panel {
   // ------------------------------------------------------------------ files in and out
 
   buildTools() {
-    const buttons = [
-      node("button", { onclick: () => this.saveState() }, "Save as JSON"),
-      node("button", { onclick: () => this.savePicture() }, "Save as PNG"),
+    this.exports = [
+      node("button", { onclick: () => this.settled && this.saveState() }, "Save as JSON"),
+      node("button", { onclick: () => this.settled && this.savePicture() }, "Save as PNG"),
     ];
     const own = [];
     if (!this.saved) {
       const path = node("input", { type: "text", placeholder: "path of another clip", "aria-label": "path of another clip" });
-      const go = () => path.value.trim() && this.send("load_clip", { path: path.value.trim(), question: (this.asked = this.question.value) });
+      const go = () => this.send("load_clip", { path: path.value.trim(), question: (this.asked = this.question.value) });
       path.addEventListener("keydown", (event) => event.key === "Enter" && go());
       const file = node("input", { type: "file", accept: "video/*,audio/*,image/png,image/jpeg,image/gif", "aria-label": "another clip from this computer", onchange: () => this.upload(file.files[0]) });
       own.push(path, node("button", { onclick: go }, "Open"), file);
       this.files = [path, file]; // that name what is opened next
     }
-    this.parts.tools.append(node("div", { className: "row" }, ...own, ...buttons));
+    this.parts.tools.append(node("div", { className: "row" }, ...own, ...this.exports));
   }
 
   async upload(file) {
     if (!file) return;
     if (file.size > LARGEST) {
-      return tell(this.error, `${file.name}: ${Math.round(file.size / 2 ** 20)} MiB; a file from the browser has ${LARGEST / 2 ** 20} at most`);
+      return this.refuse(`${file.name}: ${Math.round(file.size / 2 ** 20)} MiB; a file from the browser has ${LARGEST / 2 ** 20} at most`);
     }
     this.asked = this.question.value;
     const number = (this.uploading = crypto.getRandomValues(new Uint32Array(1))[0]);
@@ -513,14 +547,15 @@ class Panel {
   }
 
   saveState() {
-    download("probe.json", JSON.stringify({ clip: this.shown.name, ...this.view }, null, 1), "application/json");
+    download("probe.json", JSON.stringify({ clip: this.shown.name, ...this.shown.origin, ...this.view }, null, 1), "application/json");
   }
 
   savePicture() {
     const width = 1200, line = 24, canvas = node("canvas", { width, height: 10 }), context = canvas.getContext("2d");
-    const whole = ({ text, cut }) => (cut ? `${text}\u2026 (cut off)` : text);
+    const whole = ({ text, cut }) => (cut ? text + CUT : text);
     const { view, shown } = this, texts = [`${shown.name}: ${view.question}`, whole(view.answer)];
-    if (view.edited) texts.push(`without ${this.whatIsOff().join(", ")}: ${whole(view.edited)} (log p of the first answer: change ${fixed(view.edited.change)})`);
+    if (view.answer.note) texts.push(view.answer.note);
+    if (view.edited) texts.push(`without ${this.whatIsOff().join(", ")}: ${whole(view.edited)} (log p of the first answer: change ${plus(view.edited.change)})${this.blind ? `; ${BLIND}` : ""}`);
     if (view.heat) texts.push(`${this.explained()} (${view.heat.signed ? "orange: for, purple: against" : "orange: much, for or against"}).${this.inAll()}`);
     if (view.heat) texts.push(...view.heat.warnings.map((warning) => `\u26a0 ${minus(warning)}`));
     context.font = "16px sans-serif";
@@ -573,7 +608,7 @@ class Panel {
     const parts = [];
     if (sweep.length) {
       parts.push(table("What becomes of the answer under edits", ["name", "edit", "answer", "log p", "change"],
-        sweep.map((row) => [row.name, row.edit, row.same ? `${row.answer} (the same)` : row.answer, row.logprob, row.change])));
+        sweep.map((row) => [row.name, row.edit, `${row.answer}${row.cut ? CUT : ""}${row.same ? " (the same)" : ""}`, row.logprob, row.change])));
     }
     parts.push(table("Stages", ["stage", "shape", "axes", "ms"], stages.map((row) => [row.stage, row.shape.join(" x "), row.axes, row.ms])));
     this.parts.tables.replaceChildren(...parts);

@@ -6,6 +6,7 @@ import base64
 import io
 import os
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,10 @@ import xarray as xr
 from PIL import Image
 
 from vlt.errors import VltError, nearest
-from vlt.explain.attribution import COMPARABLE, METHODS, UNSIGNED, attribute
+from vlt.explain.attribution import COMPARABLE, COMPLETE, LITTLE, METHODS, UNSIGNED, attribute
 from vlt.inputs import audio
 from vlt.inputs.video import denormalise
-from vlt.model import stages
+from vlt.model import box, stages
 from vlt.probe.trace import Trace
 
 PLAYED = {".mp4": "video/mp4", ".m4v": "video/mp4", ".webm": "video/webm", ".wav": "audio/wav", ".mp3": "audio/mpeg"}
@@ -46,7 +47,20 @@ def shown(run: Trace) -> dict[str, Any]:
 
 def name_of(path: Path) -> str:
     """Of a file, as text, whatever bytes it has."""
-    return os.fsencode(path.name).decode("utf-8", "replace")
+    return _text(path.name)
+
+
+def _text(path: str) -> str:
+    return os.fsencode(path).decode("utf-8", "replace")
+
+
+def origin(run: Trace) -> dict[str, str]:
+    """What the run is of: the clip's whole path, the model's name (or its folder; "" if it has none), vlt's version."""
+    try:
+        version = metadata.version("vlt")
+    except metadata.PackageNotFoundError:  # a checkout that is not installed
+        version = ""
+    return {"path": _text(str(run.clip.path.absolute())), "model": run.model.name_or_path or "", "vlt": version}
 
 
 def _frames(run: Trace) -> list[dict[str, Any]]:
@@ -96,8 +110,8 @@ def media(path: Path, limit: int) -> tuple[bytes, str]:
 
 
 def said(run: Trace) -> dict[str, Any]:
-    """An answer: its text, its tokens with their probabilities, whether it was cut off, and log p of the whole, its stop sign
-    included (of one that was cut off there is none)."""
+    """An answer: its text, its tokens with their probabilities, whether it was cut off, log p of the whole, its stop sign
+    included (of one that was cut off there is none), and what the model is known not to know."""
     logprobs = run.logprobs.values
     tokens = [{"text": t, "p": float(np.exp(p))} for t, p in zip(run.answer.tokens, logprobs, strict=True)]
     stop = run.answer.ended == "stop"  # the stop sign is scored, and not shown as a word
@@ -106,6 +120,7 @@ def said(run: Trace) -> dict[str, Any]:
         "tokens": tokens[:-1] if stop and len(tokens) > 1 else tokens,
         "logp": float(logprobs.sum()),
         "cut": not stop,
+        "note": box.limits(run.model.name_or_path or "", run.clip.path, run.question),
     }
 
 
@@ -116,14 +131,15 @@ def heat(
 
     frames [frame][row][column] and segments [segment][row][column]: heat summed over the ViT's patches, and over an eighth
     of the frequencies and of a segment's time; frame_bars, segment_bars: all of a frame's or segment's, also what is at no
-    place (of the ViT's class token, of padding: a warning tells, where that is much); one_scale: can that on pictures be
-    compared with that on sound? signed: does it tell for from against? warnings: of `Attribution`. Raises `VltError` for
-    an unknown word or method.
+    place (of the ViT's class token, of padding: a warning tells, where that is much); unit: of both; one_scale: can that on
+    pictures be compared with that on sound? signed: does it tell for from against? little: which of "frames" and
+    "segments" bring next to nothing; warnings: of `Attribution`. Raises `VltError` for an unknown word or method.
     """
     if method not in METHODS:
         raise VltError(f"no method {method!r}; {nearest(method, METHODS)}")
     number = run.word(word)
     found: dict[str, Any] = {"method": method, "word": run.answer.tokens[number].strip(), "seconds": 0.0, "warnings": []}
+    found |= {"unit": _unit(method), "little": []}
     found |= {"one_scale": method in COMPARABLE, "signed": method not in UNSIGNED}
     ways = [(at, options) for at, options in _ways(run, method) if _there(run, at)]
     for i, (at, options) in enumerate(ways):
@@ -137,6 +153,7 @@ def heat(
         name, nowhere = ("frame", "the class tokens") if seen else ("segment", "padding behind the sound's end")
         grid, bars = (_on_patches if seen else _on_sound)(run, at_stage.heat)
         found |= {f"{name}s": _rounded(grid), f"{name}_bars": _rounded(bars)}
+        found["little"] += [f"{name}s"] if abs(at_stage.score - at_stage.score_without) < LITTLE else []
         found["seconds"] += at_stage.seconds
         warnings = list(at_stage.warnings)
         if grid is not None and abs(off := float(bars.sum() - grid.sum())) > MUCH * float(np.abs(grid).sum()):
@@ -161,6 +178,12 @@ def _ways(run: Trace, method: str) -> list[tuple[str, dict[str, Any]]]:
     if method in ("shapley_sampling", "kernel_shap"):  # through all frames: each apart would take minutes
         look = {"cells": {"frame": 10_000, **squares}} | ({"n_samples": 10} if method == "shapley_sampling" else {})
     return [("frames", look), ("spectrograms", {"cells": {"mel": 10_000, "time": 10_000}})]  # whole segments
+
+
+def _unit(method: str) -> str:
+    if method in (*COMPLETE, *TAKING_AWAY, "gradient_x_input"):
+        return "nats of log p"
+    return "shares of attention" if method in ("attention", "rollout") else "a unit of its own"
 
 
 def _there(run: Trace, stage: str) -> bool:

@@ -93,6 +93,8 @@ class Probe(anywidget.AnyWidget):
         """Another question about the same clip. What is switched off stays off."""
         if not isinstance(question, str) or not question.strip():
             raise VltError("the question is empty")
+        if question.encode(errors="ignore").decode() != question:
+            raise VltError(f"the question is not valid text: it holds half of a character ({question!r})")
         with self._lock:
             self._asked = question.strip()
             self._start(2, "answering", lambda job: self._ask(job, self.run.clip, question.strip()))
@@ -112,7 +114,7 @@ class Probe(anywidget.AnyWidget):
             told |= {"frames_off": frames_off, "segments_off": segments_off}
             on = switches.changed(self.run, self.view["switches"], **told)
             self.edited = None
-            self.view = {**self.view, "switches": on, **_NOTHING}
+            self.view = {**self.view, "switches": on, **_NOTHING, **switches.kept(self.view)}
             self._start(1, "answering again", self._switch)
 
     def explain(self, word: int | str, method: str | None = None, edited: bool = False) -> None:
@@ -168,8 +170,9 @@ class Probe(anywidget.AnyWidget):
 
     def state(self) -> dict[str, Any]:
         """What is to be seen, without the pictures: question, answers, switches with the edits that they stand for (see
-        `vlt.edits.loads`), and heat. It can be saved as JSON."""
-        return {"clip": self.shown["name"], **copy.deepcopy(self.view)}
+        `vlt.edits.loads`), and heat; while something is computed, what was there before. It can be saved as JSON."""
+        with self._lock:
+            return {"clip": self.shown["name"], **self.shown["origin"], **copy.deepcopy(self._settled[1])}
 
     def close(self) -> None:
         self.cancel()
@@ -320,8 +323,11 @@ class Probe(anywidget.AnyWidget):
         edited, told = self._without(job, self.run, self.view)
         with self._lock:
             job.check()
-            self.edited, self.view = edited, {**self.view, **_NOTHING, **told}
+            before, clicked = self._settled[1], self.view["word"]
+            self.edited, self.view = edited, {**self.view, **_NOTHING, **switches.kept(self.view), **told}
             self._settled = (self.edited, self.view)
+            if clicked is None and switches.says_again(before, self.view):
+                self.explain(before["word"]["number"], edited=True)
 
     def _without(self, job: Job, run: Trace, view: dict[str, Any]) -> tuple[Trace | None, dict[str, Any]]:
         """The run without what is off, and what is to be seen of it."""
@@ -380,7 +386,8 @@ class Probe(anywidget.AnyWidget):
         """The file for the player, and what is shown of the clip."""
         data, kind = pictures.media(run.clip.path, PLAYED)
         with torch.no_grad():
-            return data, {**pictures.shown(run), "media": kind, **({"name": name} if name else {})}
+            shown = {**pictures.shown(run), "media": kind, "origin": pictures.origin(run)}
+            return data, {**shown, **({"name": name} if name else {})}
 
     def _fresh(self, question: str, said: dict[str, Any]) -> dict[str, Any]:
         return {"question": question, "answer": said, "switches": switches.ALL_ON, **_NOTHING}

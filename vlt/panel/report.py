@@ -148,5 +148,14 @@ def _swept(run: Trace, progress: bool) -> list[dict[str, Any]]:
     table = sweeping.sweep(run, variants, progress=progress)
     rows = table[["answer", "same", "logprob", "change"]].reset_index(names="name").to_dict("records")
     out = [{"edit": str(variants.get(row["name"], "")), **{str(key): value for key, value in row.items()}} for row in rows]
+    for row in out:
+        row["cut"] = _cut(run, variants.get(row["name"]), row["answer"], row["same"])
     out[0]["name"] = "as above" if run.edits else out[0]["name"]
     return out
+
+
+def _cut(run: Trace, edit: edits.Edit | None, answer: str, same: bool) -> bool:
+    """Was an answer cut off? A sweep does not tell, so one that is long enough for it is made again."""
+    if edit is None or same:
+        return run.answer.ended != "stop"
+    return len(answer.encode()) >= run.setting.max_new_tokens and run.edited(edit).answer.ended != "stop"

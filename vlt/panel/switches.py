@@ -48,3 +48,19 @@ def as_edits(run: Trace, switches: Mapping[str, Any]) -> list[edits.Edit]:
     if "audio" in there and switches["audio"] and switches["segments_off"]:
         off.append(edits.mute(segment=switches["segments_off"]))
     return off
+
+
+def kept(view: Mapping[str, Any]) -> dict[str, Any]:
+    """What a switch leaves as it is: heat for a word of the first answer, which stays."""
+    word, heat = view["word"], view["heat"]
+    return {} if heat is None or word["edited"] else {"word": word, "heat": heat}
+
+
+def says_again(before: Mapping[str, Any], view: Mapping[str, Any]) -> bool:
+    """Was a word of the second answer chosen, and is it there again, at the same place?"""
+    word, edited = before["word"], view["edited"]
+    if word is None or not word["edited"] or edited is None:
+        return False
+    number = word["number"]
+    same = zip(before["edited"]["tokens"], edited["tokens"], strict=False)
+    return any(i == number and a["text"] == b["text"] for i, (a, b) in enumerate(same))

@@ -9,37 +9,16 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Sequence
-from functools import cache
 
 import numpy as np
 
-from vlt.train.world import COLOURS, MOTIONS, SHAPE_OF, SHAPES, VOICE_OF, VOICES, Scene, Thing
+from vlt.model.box import ASKED, COLOURS, SHAPES
+from vlt.train.world import MOTIONS, SHAPE_OF, VOICE_OF, VOICES, Scene, Thing
 
 TIMES = {1: "once", 2: "twice", 3: "three times"}
 NUMBERS = ("no objects", "one object", "two objects")
 WHEN = ("at the beginning", "in the middle", "at the end")
 
-# Of every kind, ways to ask. The first is the plain one: it is what accuracy is measured with.
-ASKED = {
-    "caption": ("What do you see?", "Describe what you see.", "What is in the video?", "What can you see?"),
-    "number": ("How many objects are there?", "How many objects do you see?", "How many things are there?"),
-    "existence": ("Is there a {shape}?", "Do you see a {shape}?", "Can you see a {shape}?"),
-    "shape": (
-        "What shape is the {colour} object?",
-        "What is the {colour} object?",
-        "Which shape does the {colour} object have?",
-    ),
-    "colour": ("What colour is the {shape}?", "What color is the {shape}?", "Which colour does the {shape} have?"),
-    "motion": ("How does the {shape} move?", "Where does the {shape} move?", "What does the {shape} do?"),
-    "hear": ("What do you hear?", "What can you hear?", "Which sound do you hear?"),
-    "how often": ("How often does it sound?", "How many times does it sound?", "How many sounds do you hear?"),
-    "source": ("What makes this sound?", "Which object makes this sound?", "Where does the sound come from?"),
-    "when": ("When does it sound?", "When do you hear it?", "When is the sound?"),
-    "match": ("Do you see what makes this sound?", "Can you see what makes this sound?"),
-    "source colour": ("What colour is the object that sounds?", "What color is the object that sounds?"),
-    "both": ("What do you see, and what do you hear?", "Describe what you see and hear.", "What happens in the video?"),
-    "voice": ("What does a {shape} sound like?", "Which sound does a {shape} make?"),
-}
 KINDS = tuple(ASKED)
 
 
@@ -168,14 +147,6 @@ def reworded(talk: Talk, draw: np.random.Generator) -> Talk:
     }
     question = str(draw.choice(ASKED[talk.kind])).format(**names)
     return dataclasses.replace(talk, question=question.lower() if draw.random() < 0.2 else question)
-
-
-@cache
-def kinds() -> dict[str, str]:
-    """Every question that is taught, in all its wordings, as it is written and in small letters -> its kind."""
-    names = [{"shape": shape, "colour": colour} for shape in SHAPES for colour in COLOURS]
-    asked = {way.format(**n): kind for kind, ways in ASKED.items() for way in ways for n in names}
-    return asked | {question.lower(): kind for question, kind in asked.items()}
 
 
 def _has(text: str, word: str) -> bool:

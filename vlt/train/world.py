@@ -20,6 +20,7 @@ from jaxtyping import Bool, UInt8
 
 from vlt.errors import VltError
 from vlt.inputs import audio
+from vlt.model.box import COLOURS, SHAPES
 from vlt.train import sights, voices
 
 SECONDS = 16.0
@@ -28,8 +29,6 @@ SEGMENT = SECONDS / N_SEGMENTS  # seconds
 FPS = 8  # of files
 SIDE = 128  # pixels of files, height and width
 
-SHAPES = ("circle", "square", "triangle", "star", "cross")
-COLOURS = ("red", "green", "blue", "yellow", "purple", "white")
 MOTIONS = ("left", "right", "up", "down", "still")
 VOICES = ("bell", "buzz", "chirp", "click", "hum")
 VOICE_OF = dict(zip(SHAPES, VOICES, strict=True))
