@@ -112,8 +112,10 @@ def test_sound_alone_and_a_picture(boxed: VideoLlama, tmp_path: Path) -> None:
 )
 def test_of_an_edited_run_it_says_so(bell: Trace, tmp_path: Path, edit: edits.Edit) -> None:
     run = bell.rerun(edit)
-    run.save_html(tmp_path / "x.html", methods=["relevance"], progress=False)
+    run.save_html(tmp_path / "x.html", progress=False)
     held = data_of(tmp_path / "x.html")
+    followed = ["relevance"] if edit.kind == "without" else []  # else there is nothing for it to follow
+    assert held["shown"]["methods"] == ["integrated_gradients", *followed]
     assert held["view"]["answer"]["text"] == run.answer.text and held["page"]["edits"] == [str(edit)]
     assert held["view"]["edits"] == ([str(edit)] if edit.kind == "custom" else json.loads(edits.dumps([edit])))
     swept = held["page"]["sweep"]

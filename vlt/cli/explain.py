@@ -50,20 +50,12 @@ def explain(
     """Which of what it saw, heard and read made it say that: heat, and how true of the model that is."""
     out = out.absolute()
     _check_folder(out)
-    from vlt.explain.attribution import attribute, check_method
-    from vlt.explain.faithfulness import check_controls
+    _check_asked(target, rather, method, at or ["prefix"], controls, shaken)
+    from vlt.explain.attribution import attribute
     from vlt.inputs.clip import Clip
     from vlt.model.load import load
     from vlt.probe.trace import trace
 
-    if rather is not None and target == "answer":
-        raise VltError(f"--rather {rather} wants a word that is said rather: add --target WORD")
-    if controls:
-        check_controls(controls)
-    elif shaken:
-        raise VltError(f"--shaken {shaken}: nothing is measured with --controls 0")
-    for place in at or ["prefix"]:
-        check_method(method, place)
     run = trace(load(model), Clip(clip), ask)
     places = list(dict.fromkeys(at or _usual(method, run.prompt.branches, baseline)))
     pictures = {"frames", "patches"} & set(places)
@@ -71,9 +63,9 @@ def explain(
         raise VltError(f"--smooth {smooth}: there is no heat on pictures at {', '.join(places)}; add --at frames or patches")
     wanted: Any = (target, rather) if rather is not None else target
     found = []
+    shown = terminal.err.is_terminal
     for place in places:
         blur = smooth if place in pictures else 0.0
-        shown = terminal.err.is_terminal
         heat = attribute(run, place, method, wanted, baseline=baseline, smooth=blur, seed=seed, batch=batch, progress=shown)
         found.append((heat, *_measured(heat, controls, shaken, seed)))
     out.mkdir(exist_ok=True)
@@ -92,6 +84,20 @@ def _check_folder(out: Path) -> None:
         raise VltError(f"{out}: exists, and is not an empty folder; give a new one")
     if not out.parent.is_dir() or not os.access(out.parent, os.W_OK):
         raise VltError(f"{out.parent}: is no folder that can be written in")
+
+
+def _check_asked(target: str, rather: str | None, method: str, at: Sequence[str], controls: int, shaken: int) -> None:
+    from vlt.explain.attribution import check_method
+    from vlt.explain.faithfulness import check_controls
+
+    if rather is not None and target == "answer":
+        raise VltError(f"--rather {rather} wants a word that is said rather: add --target WORD")
+    if controls:
+        check_controls(controls)
+    elif shaken:
+        raise VltError(f"--shaken {shaken}: nothing is measured with --controls 0")
+    for place in at:
+        check_method(method, place)
 
 
 def _usual(method: str, branches: Sequence[str], baseline: str) -> list[str]:

@@ -206,9 +206,10 @@ def sweep(
     variants = named if named is not None else {} if files else sweeping.possible(run)
     if both := set(variants) & set(files):
         raise VltError(f"two variants are named {both.pop()!r}; name the file otherwise")
-    variants, bar = {**variants, **files}, terminal.err.is_terminal
-    rows = sweeping.sweep(run, variants, candidates=candidate or (), keep=keep, batch=batch, progress=bar)
-    done = {name: "; ".join(map(str, saved.as_list(found))) for name, found in variants.items()}
+    whole: dict[str, Any] = {**variants, **files}
+    bar = terminal.err.is_terminal
+    rows = sweeping.sweep(run, whole, candidates=candidate or (), keep=keep, batch=batch, progress=bar)
+    done = {name: "; ".join(map(str, saved.as_list(found))) for name, found in whole.items()}
     names = (escape(c) for c in candidate or ())
     table = Table("", "edit", "answer", "log p", "change", *names, box=None, header_style="bold")
     for name, row in rows.iterrows():

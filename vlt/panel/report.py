@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from vlt.errors import VltError, nearest, write_whole
 from vlt.panel import pictures, switches
-from vlt.probe import edits
+from vlt.probe import edits, paths
 from vlt.probe import sweep as sweeping
 from vlt.probe.trace import Trace
 
@@ -66,14 +66,16 @@ render({{ model, el: document.getElementById("probe") }});
 
 
 def save_html(
-    run: Trace, path: str | Path, methods: Sequence[str] = METHODS, sweep: bool = True, progress: bool = True
+    run: Trace, path: str | Path, methods: Sequence[str] | None = None, sweep: bool = True, progress: bool = True
 ) -> None:
     """Writes a run as one HTML file, which opens offline: frames and spectrogram with heat for every word of the answer by
-    each of the methods (of `vlt.attribute`), what becomes of the answer without parts (sweep), and the stages.
+    each of the methods (of `vlt.attribute`; by default integrated gradients, and relevance where the run's edits leave it
+    something to follow), what becomes of the answer without parts (sweep), and the stages.
 
     A file that browsers play, of at most 1 MiB, goes into it. Every word costs as much as `vlt.attribute` at both
     branches. Raises `VltError` for an unknown method, and where the file cannot be written.
     """
+    methods = usual(run) if methods is None else methods
     for method in methods:
         if method not in pictures.METHODS:
             raise VltError(f"no method {method!r}; {nearest(method, pictures.METHODS)}")
@@ -86,7 +88,16 @@ def save_html(
     write_whole(Path(path), page(run, methods, sweep, progress))
 
 
-def page(run: Trace, methods: Sequence[str] = METHODS, sweep: bool = True, progress: bool = True) -> str:
+def usual(run: Trace) -> list[str]:
+    """The methods that tell something of this run."""
+    try:
+        paths.check_carried(run)
+    except VltError:
+        return [method for method in METHODS if method != "relevance"]
+    return list(METHODS)
+
+
+def page(run: Trace, methods: Sequence[str], sweep: bool = True, progress: bool = True) -> str:
     """The HTML that `save_html` writes."""
     said = pictures.said(run)
     swept = _swept(run, progress) if sweep else []
@@ -146,16 +157,8 @@ def _as_json(run: Trace) -> list[Any]:
 def _swept(run: Trace, progress: bool) -> list[dict[str, Any]]:
     variants = sweeping.possible(run)
     table = sweeping.sweep(run, variants, progress=progress)
-    rows = table[["answer", "same", "logprob", "change"]].reset_index(names="name").to_dict("records")
+    table["cut"] = table.pop("ended") != "stop"
+    rows = table[["answer", "same", "cut", "logprob", "change"]].reset_index(names="name").to_dict("records")
     out = [{"edit": str(variants.get(row["name"], "")), **{str(key): value for key, value in row.items()}} for row in rows]
-    for row in out:
-        row["cut"] = _cut(run, variants.get(row["name"]), row["answer"], row["same"])
     out[0]["name"] = "as above" if run.edits else out[0]["name"]
     return out
-
-
-def _cut(run: Trace, edit: edits.Edit | None, answer: str, same: bool) -> bool:
-    """Was an answer cut off? A sweep does not tell, so one that is long enough for it is made again."""
-    if edit is None or same:
-        return run.answer.ended != "stop"
-    return len(answer.encode()) >= run.setting.max_new_tokens and run.edited(edit).answer.ended != "stop"

@@ -125,7 +125,7 @@ def flows(run: Trace, parts: Sequence[str], method: str, word: int | str = 0, li
     at = {part: [s for s in run.sites.values() if s.part == part and s.columns] for part in parts}
     if lacking := [part for part, found in at.items() if not found]:
         raise VltError(f"no part {lacking[0]!r}; {nearest(lacking[0], {s.part for s in run.sites.values() if s.columns})}")
-    _check_carried(run, parts)
+    check_carried(run, parts)
     found = {part: Flow() for part in parts}
     if method == "rollout":
         size = sum(2 * 4 * max(_count(run, s) // s.n_heads for s in at[part]) for part in parts)
@@ -140,8 +140,8 @@ def flows(run: Trace, parts: Sequence[str], method: str, word: int | str = 0, li
     return found
 
 
-def _check_carried(run: Trace, parts: Sequence[str]) -> None:
-    """Refuses edits after which a place does not hold what attention brought there."""
+def check_carried(run: Trace, parts: Sequence[str] = ("language_model", *WAYS["video"], *WAYS["audio"])) -> None:
+    """Refuses edits after which a place does not hold what attention brought there. parts: that are followed through."""
     for applied in run.applied:
         edit = applied.edit
         inside = any(site.part in parts and site.kind != "table" for site in applied.sites)

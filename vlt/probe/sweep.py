@@ -23,7 +23,7 @@ from vlt.probe.language import Row
 from vlt.probe.trace import Trace
 
 UNEDITED = "unedited"
-COLUMNS = ("answer", "same", "logprob", "change", "fired")
+COLUMNS = ("answer", "same", "ended", "logprob", "change", "fired")
 
 # What is often taken away, by name.
 ABLATIONS: dict[str, Edit] = {
@@ -85,7 +85,8 @@ def sweep(
     scored. batch: how many runs are computed together; more takes more memory. keep: a file (JSON lines) to which every
     result is added as it comes; another call goes on from there.
 
-    Returns a table by name, the unedited run first: answer; same (as the unedited one's); logprob of the unedited
+    Returns a table by name, the unedited run first: answer; same (as the unedited one's); ended (by "stop", or cut off:
+    "length"); logprob of the unedited
     answer, its stop sign included; change of that; fired (how often the edits were applied while answers were scored);
     and the logprob of every candidate. The numbers are those that `run.rerun` gives one by one, up to the rounding of the
     model's dtype (batches round otherwise: in bfloat16 log p of an answer differs by some hundredths); frames and segments
@@ -94,31 +95,26 @@ def sweep(
     if not isinstance(variants, Mapping) or not variants or UNEDITED in variants:
         raise VltError(f"give at least one variant, {{name: edits}}, none of them named {UNEDITED!r}")
     check_type(run, Trace, "the run of vlt.sweep(run, variants)")
-    candidates = texts(candidates, "a candidate")
-    if clash := {"name", *COLUMNS} & set(candidates):
-        raise VltError(f"a candidate is named {clash.pop()!r}, as a column of the table is")
+    candidates = _candidates(candidates)
     check_batch(batch)
-    if empty := [name for name, found in variants.items() if not as_list(found)]:
-        raise VltError(f"{empty[0]}: no edit was given")
     asked: dict[str, list[Edit]] = {UNEDITED: []} | {name: as_list(found) for name, found in variants.items()}
+    if empty := [name for name in variants if not asked[name]]:
+        raise VltError(f"{empty[0]}: no edit was given")
     runs = {name: run.edited(found) if found else run for name, found in asked.items()}  # all are checked before any runs
+    results: dict[str, dict[str, Any]] = {}
+    shelf = None
     if keep is not None:
         edits.dumps([edit for found in asked.values() for edit in found])  # can all be told apart on disk?
-    shelf = Shelf(Path(keep), run, candidates) if keep is not None else None
-    results: dict[str, dict[str, Any]] = {}
-    for name, found in asked.items():
-        if shelf is not None and (known := shelf.find(found)) is not None:
-            results[name] = known
+        shelf = Shelf(Path(keep), run, candidates)
+        results = {name: known for name, found in asked.items() if (known := shelf.find(found)) is not None}
     todo = [name for name in asked if name not in results]
     with tqdm(total=len(todo), desc="sweep", disable=not progress, leave=False) as bar, torch.no_grad():
         for at in range(0, len(todo), batch):
             names = todo[at : at + batch]
             idle = []
             for name, result in zip(names, _batch(run, [runs[n] for n in names], candidates, batch), strict=True):
-                try:
-                    runs[name].check_fired()
-                except VltError as error:
-                    idle.append(f"{name}: {error}")
+                if fault := _fault(runs[name]):
+                    idle.append(f"{name}: {fault}")
                     continue
                 results[name] = result
                 if shelf is not None:
@@ -130,6 +126,21 @@ def sweep(
                     del runs[name]
             bar.update(len(names))
     return _table(results, asked, candidates)
+
+
+def _candidates(given: Sequence[str]) -> list[str]:
+    found = texts(given, "a candidate")
+    if clash := {"name", *COLUMNS} & set(found):
+        raise VltError(f"a candidate is named {clash.pop()!r}, as a column of the table is")
+    return found
+
+
+def _fault(run: Trace) -> str:
+    try:
+        run.check_fired()
+    except VltError as error:
+        return str(error)
+    return ""
 
 
 def _batch(run: Trace, runs: Sequence[Trace], candidates: Sequence[str], batch: int) -> list[dict[str, Any]]:
@@ -148,7 +159,8 @@ def _batch(run: Trace, runs: Sequence[Trace], candidates: Sequence[str], batch: 
     for i, r in enumerate(runs):
         logprobs = [float(log.sum()) for log, _ in scores[i * each : (i + 1) * each]]
         answer = answers.get(id(r), run.answer)
-        out.append({"answer": answer.text, "logprobs": logprobs, "fired": fired[i] if r is not run else 0})
+        told = {"answer": answer.text, "ended": answer.ended, "logprobs": logprobs}
+        out.append(told | {"fired": fired[i] if r is not run else 0})
     return out
 
 
@@ -159,7 +171,7 @@ def _table(results: Mapping[str, dict[str, Any]], asked: Mapping[str, Any], cand
         result = results[name]
         log = result["logprobs"]
         row = {"name": name, "answer": result["answer"], "same": result["answer"] == before["answer"], "logprob": log[0]}
-        row |= {"change": log[0] - before["logprobs"][0], "fired": result["fired"]}
+        row |= {"ended": result["ended"], "change": log[0] - before["logprobs"][0], "fired": result["fired"]}
         rows.append(row | dict(zip(candidates, log[1:], strict=True)))
     return pd.DataFrame(rows).set_index("name")
 
@@ -198,7 +210,7 @@ class Shelf:
         for number, line in enumerate(whole.split(b"\n") if whole else [], start=1):
             try:
                 row = json.loads(line)
-                self.known[row["key"]] = {key: row[key] for key in ("answer", "logprobs", "fired")}
+                self.known[row["key"]] = {key: row[key] for key in ("answer", "ended", "logprobs", "fired")}
             except (ValueError, TypeError, KeyError) as error:
                 raise VltError(f"{path}, line {number}: not a result of a sweep; name another file") from error
         if rest:  # cut off while it was written: it is made again
