@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import textwrap
 import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,6 +23,8 @@ ABLATIONS = (
 )
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from vlt.inputs.clip import Clip
     from vlt.model.answer import Answer
     from vlt.model.video_llama import VideoLlama
@@ -210,18 +213,7 @@ def sweep(
     bar = terminal.err.is_terminal
     rows = sweeping.sweep(run, whole, candidates=candidate or (), keep=keep, batch=batch, progress=bar)
     done = {name: "; ".join(map(str, saved.as_list(found))) for name, found in whole.items()}
-    names = (escape(c) for c in candidate or ())
-    table = Table("", "edit", "answer", "log p", "change", *names, box=None, header_style="bold")
-    for name, row in rows.iterrows():
-        said = escape(textwrap.shorten(terminal.printable(row["answer"]), 200, placeholder=" ..."))
-        numbers = [f"{row['logprob']:.3f}", f"{row['change']:+.3f}", *(f"{row[c]:.3f}" for c in candidate or ())]
-        table.add_row(
-            escape(str(name)),
-            escape(terminal.printable(done.get(name, ""))),
-            said if row["same"] else f"[bold]{said}[/bold]",
-            *numbers,
-        )
-    terminal.out.print(table)
+    _print_sweep(rows, done, candidate or [])
     terminal.note(terminal.limits(model, clip, ask))
     terminal.out.print("log p: of the unedited run's answer, natural logarithm", style="dim", highlight=False)
     if json_file is not None:
@@ -232,3 +224,14 @@ def sweep(
         from vlt.view import figures
 
         figures.save(figures.sweep(rows), figure)
+
+
+def _print_sweep(rows: pd.DataFrame, done: Mapping[str, str], candidates: Sequence[str]) -> None:
+    """done: variant -> its edits."""
+    table = Table("", "edit", "answer", "log p", "change", *map(escape, candidates), box=None, header_style="bold")
+    for name, row in rows.iterrows():
+        said = escape(textwrap.shorten(terminal.printable(row["answer"]), 200, placeholder=" ..."))
+        numbers = [f"{row['logprob']:.3f}", f"{row['change']:+.3f}", *(f"{row[c]:.3f}" for c in candidates)]
+        edit = escape(terminal.printable(done.get(str(name), "")))
+        table.add_row(escape(str(name)), edit, said if row["same"] else f"[bold]{said}[/bold]", *numbers)
+    terminal.out.print(table)
