@@ -125,7 +125,7 @@ def test_the_box_is_small_and_trained() -> None:
 
 
 def test_no_box(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(box, "__file__", "/nowhere/vlt/model/box.py")
+    monkeypatch.setattr(box, "PLACES", (Path("/nowhere/vlt/box"), Path("/nowhere/data/box")))
     with pytest.raises(
         VltError, match=r"the model in the box is not there \(looked in /nowhere/vlt/box and /nowhere/data/box\)"
     ):
