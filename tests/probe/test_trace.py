@@ -432,6 +432,12 @@ def test_arguments_of_another_kind_are_refused(bell: Trace) -> None:
         model.answer(clip, "What?", sample=True, seed="x")
 
 
+@pytest.mark.parametrize("count", [0, 100_000])
+def test_answers_have_room(bell: Trace, count: int) -> None:
+    with pytest.raises(VltError, match=f"max_new_tokens is {count}; the prompt, earlier turns included, takes 90 of the"):
+        _ = trace(bell.model, bell.clip, QUESTION, max_new_tokens=count).answer
+
+
 def test_how_often_edits_fired_is_told(bell: Trace) -> None:
     run = bell.edited([edits.zero("video_queries"), edits.knockout("video 0", by="last", layers=[0, 2])])
     assert set(run.fired.values()) == {0}

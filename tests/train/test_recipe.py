@@ -22,6 +22,7 @@ from typer.testing import CliRunner
 
 from tests.conftest import Numbers, close, stand_in
 from tests.model.test_reference import GRADIENTS, caption_prompts, instruction_prompts, kind
+from tests.test_cli import here
 from vlt import cli
 from vlt.errors import VltError
 from vlt.model import load as loading
@@ -518,7 +519,7 @@ def test_command(files: Path, tmp_path: Path) -> None:
 def test_command_refuses_in_one_line(files: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
     stand_in().save_pretrained(tmp_path / "model")
     given = [argument.format(files) for argument in arguments]
-    done = run_cli("vl-1", tmp_path / "out", "--model", tmp_path / "model", *given)
+    done = here("train", "vl-1", tmp_path / "out", "--model", tmp_path / "model", *given)
     assert done.returncode == 2
     assert message in done.stderr
     assert done.stderr.strip().splitlines()[-1].startswith("vlt: ")
