@@ -144,7 +144,7 @@ def check_carried(run: Trace, parts: Sequence[str] = ("language_model", *WAYS["v
     """Refuses edits after which a place does not hold what attention brought there. parts: that are followed through."""
     for applied in run.applied:
         edit = applied.edit
-        inside = any(site.part in parts and site.kind != "table" for site in applied.sites)
+        inside = any(site.part in parts for site in applied.sites)
         between = len(parts) > 1 and applied.stage not in ("", "prompt", "frames", "spectrograms")
         if (inside or between) and (edit.kind in REPLACE or edit.options.get("factor") == 0):
             raise VltError(
