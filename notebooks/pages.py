@@ -15,7 +15,9 @@ from nbformat import NotebookNode
 HERE = Path(__file__).parent
 VIEW = "application/vnd.jupyter.widget-view+json"
 PNG = "image/png"
-STYLE = ".jp-InputArea-editor, .jp-RenderedText { overflow-x: auto; }"  # what is too long scrolls
+# What is too long scrolls, and outputs break between words.
+STYLE = """.jp-InputArea-editor, .jp-RenderedText { overflow-x: auto; }
+.jp-RenderedText pre { word-break: normal !important; overflow-wrap: anywhere; }"""
 
 
 def executed(path: Path, timeout: int = 300) -> NotebookNode:

@@ -161,8 +161,13 @@ def test_chance_stands_under_the_ways_it_is_of() -> None:
     assert cells[0][4:] == ["1", "2", "0.1"]
     chances = [line.split("|")[2].strip() for line in second.splitlines() if "chance" in line]
     assert chances == ["0.23", "0.60", "0.23"]  # both kinds together
-    strokes = [line for line in figures.truth(table).axes[0].lines if line.get_label() == "chance"]
-    assert strokes[0].get_xdata().tolist() == pytest.approx([0.1, 0.1, 0.3, 0.1])
+    drawn = figures.truth(table)
+    for axes, of_model in zip(drawn.axes, ([0.1, 0.1, 0.3, 0.1], [0.125] * 3), strict=True):
+        own, control = [line for line in axes.lines if line.get_marker() == "|" and line.get_linestyle() == "None"]
+        assert own.get_xdata().tolist() == pytest.approx(of_model)
+        assert control.get_xdata().tolist() == pytest.approx([2 * chance for chance in of_model])  # each beside its own sign
+        assert (control.get_ydata() - own.get_ydata()).tolist() == pytest.approx([0.18] * len(of_model))
+    assert [line.get_label() for line in drawn.axes[0].lines].count("chance") == 1
 
 
 def test_in_two_processes_it_is_the_same(boxed: VideoLlama) -> None:
