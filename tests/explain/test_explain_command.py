@@ -12,7 +12,7 @@ from PIL import Image
 
 from tests.explain.conftest import CLIPS
 from tests.test_cli import here, refused, vlt
-from vlt.cli.explain import _measured
+from vlt.cli.explain import _measured, _usual
 from vlt.explain.attribution import attribute
 from vlt.explain.faithfulness import faithfulness
 from vlt.probe.trace import Trace
@@ -85,6 +85,12 @@ def test_parts_have_no_mean(tmp_path: Path) -> None:
     (row,) = json.loads((tmp_path / "why" / "explanation.json").read_text())["heat"]
     assert row["at"] == "spectrograms" and row["baseline"] == "mean"
     assert done.stderr == ""  # no bars where nobody looks
+
+
+def test_what_reads_attention_is_shaken_where_the_model_is_given_something() -> None:
+    both = ("video", "audio")
+    assert _usual("relevance", both, "blank", 2) == ["frames", "spectrograms"]
+    assert _usual("relevance", both, "blank", 0) == _usual("ablation", both, "blank", 2) == ["parts", "frames", "spectrograms"]
 
 
 def test_sensitivity_is_measured_where_it_is_asked_for(bell: Trace) -> None:

@@ -183,6 +183,13 @@ def test_what_comes_from_another_run_is_content(name: str, bell: Trace) -> None:
     assert (silent - bell.rerun(edits.mute()).stage("segment_tokens")).abs().max() <= 1e-5
 
 
+def test_noise_on_what_was_put_in_is_content_too(square: Trace) -> None:
+    other = trace(square.model, Clip(CLIPS / "hum.mp4"), square.question)
+    run = square.rerun([edits.blank(), edits.swap("frames", other), edits.noise("frames", size=0.1)])
+    empty = scorer(run, "frame_tokens").without()[0]
+    assert (empty - square.rerun(edits.blank()).stage("frame_tokens")).abs().max() <= 1e-5
+
+
 @pytest.mark.parametrize("edit", [edits.zero("audio_prefix"), edits.without("audio")])
 @pytest.mark.parametrize("method", ["saliency", "integrated_gradients", "smoothgrad", "gradient_shap", "grad_cam"])
 def test_a_gradient_of_what_is_cut_is_zero(method: str, edit: edits.Edit, bell: Trace) -> None:

@@ -118,7 +118,7 @@ def test_noise_is_drawn_anew_for_every_place(bell: Trace) -> None:
 def test_the_same_draw_is_not_added_to_itself(bell: Trace) -> None:
     first = bell.edited(edits.noise("audio_prefix"))
     for again in (edits.noise("audio_prefix"), edits.noise("audio_prefix", audio_query=3)):
-        with pytest.raises(VltError, match="another edit adds the same draw at 'audio_prefix'; give it a seed of its own"):
+        with pytest.raises(VltError, match="another edit draws the same at 'audio_prefix'; give it a seed of its own"):
             first.edited(again)
     with pytest.raises(VltError, match=r"at 'video_qformer\.1'"):
         bell.edited([edits.noise("video_qformer.1"), edits.noise("video_qformer.*")])

@@ -380,7 +380,15 @@ def test_what_attention_did_not_bring_is_not_followed_back(bell: Trace, name: st
 
 @pytest.mark.parametrize(
     "edit",
-    [edits.reverse(), edits.mute(segment=1), edits.zero("frame_position"), edits.noise("patches", 0.1), edits.ask("What?")],
+    [
+        edits.reverse(),
+        edits.mute(segment=1),
+        edits.zero("frame_position"),
+        edits.noise("patches", 0.1),
+        edits.ask("What?"),
+        edits.zero("prefix", token="question"),
+        edits.zero("language_model.1.mlp"),
+    ],
 )
 def test_what_does_not_break_the_way_is_followed(bell: Trace, edit: edits.Edit) -> None:
     path(bell.edited(edit, answer=bell.answer.text), WORD, "rollout")

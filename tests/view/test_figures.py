@@ -248,6 +248,13 @@ def test_heat_over_tokens(run: Trace, found: xr.Dataset) -> None:
         assert box.x0 - 0.01 <= inside.x0 and inside.x1 <= box.x1 + 0.01
 
 
+def test_heat_from_a_file_is_drawn(run: Trace, found: xr.Dataset, tmp_path: Path) -> None:
+    """Files keep numbers in other dtypes."""
+    found.to_netcdf(tmp_path / "heat.nc", engine="scipy")
+    with xr.load_dataset(tmp_path / "heat.nc", engine="scipy") as again:
+        assert figures.path(run, again).alt == figures.path(run, found).alt
+
+
 def test_some_tokens(run: Trace) -> None:
     looked = run.attention("language_model.3.self", rows="last", columns="audio", mean=True)
     figure = figures.over_tokens(run, looked)

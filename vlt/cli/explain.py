@@ -57,7 +57,7 @@ def explain(
     from vlt.probe.trace import trace
 
     run = trace(load(model), Clip(clip), ask)
-    places = list(dict.fromkeys(at or _usual(method, run.prompt.branches, baseline)))
+    places = list(dict.fromkeys(at or _usual(method, run.prompt.branches, baseline, shaken)))
     pictures = {"frames", "patches"} & set(places)
     if smooth and not pictures:
         raise VltError(f"--smooth {smooth}: there is no heat on pictures at {', '.join(places)}; add --at frames or patches")
@@ -100,12 +100,13 @@ def _check_asked(target: str, rather: str | None, method: str, at: Sequence[str]
         check_method(method, place)
 
 
-def _usual(method: str, branches: Sequence[str], baseline: str) -> list[str]:
-    from vlt.explain.attribution import places_of
+def _usual(method: str, branches: Sequence[str], baseline: str, shaken: int) -> list[str]:
+    from vlt.explain.attribution import READ_ATTENTION, places_of
 
     features = method == "grad_cam"
     own = {"video": "patches" if features else "frames", "audio": "audio_features" if features else "spectrograms"}
-    parts = [] if baseline == "mean" else ["parts"]  # there is no mean of a frame and a word
+    # There is no mean of a frame and a word, and what reads attention is shaken where the model is given something.
+    parts = [] if baseline == "mean" or (shaken and method in READ_ATTENTION) else ["parts"]
     return [at for at in (*parts, *(own[b] for b in own if b in branches)) if at in places_of(method)]
 
 

@@ -47,7 +47,7 @@ UNSIGNED = (*READ_ATTENTION, "saliency", "smoothgrad", "grad_cam")
 # Whose heat sums to what the whole brings over the baseline.
 COMPLETE = ("integrated_gradients", "gradient_shap", "shapley_sampling", "kernel_shap")
 # Whose heat on pictures is in the same units as that on sound: nats, or shares of what the answer was read from.
-COMPARABLE = (*COMPLETE, "gradient_x_input", "rollout", "relevance")
+COMPARABLE = (*COMPLETE, "gradient_x_input", "rollout")
 NOISY = 0.25  # of the hottest cell, a standard error above which there is more noise than map
 LITTLE = 0.1  # nats that all places together bring, below which there is nothing much to explain
 # Along which axes an eighth of the third (height, or mel) is one cell, where `cells` does not tell otherwise.

@@ -141,12 +141,12 @@ class Scorer:
         return out
 
     def _emptied(self, branches: Sequence[str]) -> Trace:
-        """The same run and answer, of frames of one colour and digital silence; what its edits put in from other runs, which
-        is content too, is not put in."""
+        """The same run and answer, of frames of one colour and digital silence; what its edits put in, from other runs or
+        as noise, is content too, and is not."""
         kinds = {"video": edits.blank(), "audio": edits.mute()}
         if not branches:
             return self.run
-        own = [edit for edit in self.run.edits if not edit.sources]
+        own = [edit for edit in self.run.edits if not edit.sources and edit.kind != "noise"]
         other = (self.run.parent or self.run).edited([*own, *(kinds[branch] for branch in dict.fromkeys(branches))])
         other.__dict__["answer"] = self.run.answer
         return other

@@ -368,7 +368,7 @@ def _check_options(kind: str, options: Mapping[str, Any], sources: Sequence[Sour
 
 
 def _check_numbers(kind: str, options: Mapping[str, Any]) -> None:
-    if kind == "scale" and np.float32(options["factor"]) == 1:
+    if kind == "scale" and abs(options["factor"] - 1) < 1e-8:
         raise VltError("scale by 1 would change nothing; give another factor")
     if kind == "noise" and not 0 < options["size"] < float("inf"):
         raise VltError(f"noise of size {options['size']} would change nothing, or all; give one above 0")

@@ -84,13 +84,13 @@ def recomputes(run: Trace, stage: str) -> bool:
 
 
 def check_noise(found: Sequence[Applied]) -> None:
-    """Refuses draws that would be added to themselves."""
+    """Refuses draws that would come twice: on themselves, or alike on two frames."""
     drawn: set[tuple[int, str]] = set()
     for applied in found:
         if applied.edit.kind == "noise":
             for at in [site.name for site in applied.sites] or [applied.stage]:
                 if (draw := (applied.edit.options["seed"], at)) in drawn:
-                    raise VltError(f"{applied.edit}: another edit adds the same draw at {at!r}; give it a seed of its own")
+                    raise VltError(f"{applied.edit}: another edit draws the same at {at!r}; give it a seed of its own")
                 drawn.add(draw)
 
 
@@ -257,7 +257,7 @@ def check_mode(model: VideoLlama) -> None:
 
 
 def check_batch(batch: object) -> None:
-    if not isinstance(batch, int) or isinstance(batch, bool) or batch < 1:
+    if not isinstance(batch, int | np.integer) or isinstance(batch, bool) or batch < 1:
         raise VltError(f"batch {batch!r}; expected a number of rows from 1 on")
 
 
@@ -307,9 +307,10 @@ def _change(
         for i, applied in found:
             run, edit = runs[i], applied.edit
             part, axes = layout.part(i, value, site), layout.axes(i, run, site)
-            for selection in layout.select(i, run, site, edit):
+            pieces = layout.select(i, run, site, edit)
+            applied.fired += bool(pieces)
+            for selection in pieces:
                 own = value[part] if site.inner or site.kind == "table" else value[part][0]
-                applied.fired += 1
                 if edit.kind == "reorder":
                     new = apply.reordered(edit, own, axes)
                 else:

@@ -147,8 +147,10 @@ class Steps(Layout):
         row = self.rows[i]
         selection = apply.select(self.axes(i, run, site), edit.where, repr(site.name))
         tokens = np.arange(row.axis.size) if selection[0] is None else selection[0]
-        given = edit.kind in ("mean", "swap", "resample", "noise", "reorder") or "word" in edit.where
-        if given and tokens.max() >= row.begin:
+        if "word" in edit.where:  # of the prompt: where an answer is made, its words are not known
+            tokens = tokens[tokens < row.begin]
+        given = edit.kind in ("mean", "swap", "resample", "noise", "reorder")
+        if not len(tokens) or (given and tokens.max() >= row.begin):
             raise VltError(f"{edit}: reaches into the answer, which is yet to be made; name tokens before it, as token='audio'")
         pieces = [tokens]
         if edit.kind == "custom":  # a function is called alike for an answer that is made and for one that is read

@@ -23,9 +23,10 @@ import xarray as xr
 from torch import Tensor
 
 from vlt.errors import VltError, check_type, nearest
-from vlt.probe import language
+from vlt.probe import apply, language
 from vlt.probe.attention import Call, Keep, Tap, Watcher
 from vlt.probe.axes import Axis
+from vlt.probe.engine import Applied
 from vlt.probe.labels import labelled
 from vlt.probe.sites import Site
 from vlt.probe.trace import LIMIT, Trace
@@ -144,13 +145,22 @@ def check_carried(run: Trace, parts: Sequence[str] = ("language_model", *WAYS["v
     """Refuses edits after which a place does not hold what attention brought there. parts: that are followed through."""
     for applied in run.applied:
         edit = applied.edit
-        inside = any(site.part in parts for site in applied.sites)
-        between = len(parts) > 1 and applied.stage not in ("", "prompt", "frames", "spectrograms")
+        inside = any(site.part in parts and site.kind != "mlp" for site in applied.sites)  # past an MLP goes what was brought
+        between = len(parts) > 1 and _between(run, applied)
         if (inside or between) and (edit.kind in REPLACE or edit.options.get("factor") == 0):
             raise VltError(
                 f"{edit}: puts other numbers in the place of what attention brought there, so that it cannot be followed back; "
                 "take a run without it, or vlt.attribute with a method that looks at the score"
             )
+
+
+def _between(run: Trace, applied: Applied) -> bool:
+    """Does an edit stand where one part gives to the next? Words are given by none."""
+    if applied.stage != "prefix":
+        return applied.stage not in ("", "prompt", "frames", "spectrograms")
+    places = apply.select([run.asked, run.labels.of_stage("prefix")[1]], applied.edit.where, "'prefix'")[0]
+    soft = run.asked.coordinates["query"] >= 0
+    return bool(soft.any() if places is None else soft[places].any())
 
 
 def _weighted(run: Trace, wanted: Sequence[Site], word: int | str, limit: int) -> list[tuple[Site, Tensor]]:
