@@ -17,9 +17,9 @@ import pytest
 
 from tests.conftest import CHECKPOINTS, REFERENCE
 from vlt import cli
-from vlt.cli import look, terminal
+from vlt.cli import look
 from vlt.inputs.clip import Clip
-from vlt.model import stages
+from vlt.model import box, stages
 from vlt.model.load import load
 from vlt.probe import edits
 from vlt.probe.sweep import ABLATIONS, ablations, sweep
@@ -184,10 +184,10 @@ def test_a_name_cannot_drive_the_terminal(tmp_path: Path) -> None:
 
 def test_the_box_says_what_it_does_not_know(tmp_path: Path) -> None:
     own, strange = Path(__file__).parents[1] / "data" / "clips" / "bell.mp4", tmp_path / "dog.mp4"
-    assert terminal.limits("box", own, "What do you hear?") == terminal.limits("box", own, "what do you hear?") == ""
-    assert terminal.limits("box", own, "WHAT DO YOU HEAR?").startswith("the box: it has not learnt this question")
-    assert "one small world" in (told := terminal.limits("box", strange, "What do you hear?")) and "question" not in told
-    assert terminal.limits("a/model", strange, "Why?") == ""
+    assert box.limits("box", own, "What do you hear?") == box.limits("box", own, "what do you hear?") == ""
+    assert box.limits("box", own, "WHAT DO YOU HEAR?").startswith("the box: it has not learnt this question")
+    assert "one small world" in (told := box.limits("box", strange, "What do you hear?")) and "question" not in told
+    assert box.limits("a/model", strange, "Why?") == ""
 
 
 def test_sweep(tmp_path: Path) -> None:

@@ -447,6 +447,17 @@ def test_how_often_an_edit_fired_does_not_hang_on_the_batch(bell: Trace) -> None
     assert one.to_dict() == many.to_dict()
 
 
+def test_a_function_fires_as_often_as_what_it_does(bell: Trace) -> None:
+    """Though it is called for every token of an answer by itself."""
+    both = {
+        "scale": edits.scale("language_model.2", 0.5),
+        "custom": edits.custom("language_model.2", lambda value: value * 0.5),
+    }
+    table = sweep(bell, both, progress=False)
+    assert table.loc["scale", "fired"] == table.loc["custom", "fired"] > 0
+    assert table.loc["scale", "logprob"] == pytest.approx(table.loc["custom", "logprob"], abs=1e-5)
+
+
 def test_candidates_that_are_not_several(bell: Trace) -> None:
     """One text is one candidate, or refused; none takes the place of the table's own columns."""
     try:

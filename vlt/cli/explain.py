@@ -14,6 +14,7 @@ from rich.table import Table
 
 from vlt.cli import terminal
 from vlt.errors import VltError, write_whole
+from vlt.model import box
 
 if TYPE_CHECKING:
     from vlt.explain.attribution import Attribution
@@ -74,7 +75,7 @@ def explain(
     rows = [row for *_, row in found]
     told = {"clip": str(clip), "question": ask, "answer": run.answer.text, "model": model, "target": wanted, "heat": rows}
     write_whole(out / "explanation.json", json.dumps(told, indent=1, ensure_ascii=False) + "\n")
-    terminal.note(terminal.limits(model, clip, ask))
+    terminal.note(box.limits(model, clip, ask))
     _print(run.answer.text, rows)
     terminal.out.print(f"{out}: figures and numbers", highlight=False, markup=False, soft_wrap=True)
 

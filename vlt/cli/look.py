@@ -15,6 +15,7 @@ from rich.table import Table
 
 from vlt.cli import terminal
 from vlt.errors import VltError, write_whole
+from vlt.model import box
 
 # Those of vlt.probe.sweep, which takes seconds to import.
 ABLATIONS = (
@@ -73,7 +74,7 @@ def probe(
         bar.update(task, description="answering")
         drawn = 0 if sample and seed is None else seed
         answer = loaded.generate_from([prompt], [soft], sample=sample, seed=drawn, max_new_tokens=max_new_tokens)[0]
-    note = loaded.config.note or terminal.limits(model, clip, ask)
+    note = loaded.config.note or box.limits(model, clip, ask)
     result = {
         "clip": description,
         "question": ask,
@@ -214,7 +215,7 @@ def sweep(
     rows = sweeping.sweep(run, whole, candidates=candidate or (), keep=keep, batch=batch, progress=bar)
     done = {name: "; ".join(map(str, saved.as_list(found))) for name, found in whole.items()}
     _print_sweep(rows, done, candidate or [])
-    terminal.note(terminal.limits(model, clip, ask))
+    terminal.note(box.limits(model, clip, ask))
     terminal.out.print("log p: of the unedited run's answer, natural logarithm", style="dim", highlight=False)
     if json_file is not None:
         told = [{"edits": done.get(row["name"], "")} | row for row in rows.reset_index().to_dict("records")]

@@ -13,7 +13,6 @@ from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from vlt.errors import VltError, write_whole
-from vlt.model.box import limits as limits
 
 out = Console(emoji=False)
 err = Console(stderr=True, emoji=False)

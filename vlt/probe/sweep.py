@@ -86,11 +86,10 @@ def sweep(
     result is added as it comes; another call goes on from there.
 
     Returns a table by name, the unedited run first: answer; same (as the unedited one's); ended (by "stop", or cut off:
-    "length"); logprob of the unedited
-    answer, its stop sign included; change of that; fired (how often the edits were applied while answers were scored);
-    and the logprob of every candidate. The numbers are those that `run.rerun` gives one by one, up to the rounding of the
-    model's dtype (batches round otherwise: in bfloat16 log p of an answer differs by some hundredths); frames and segments
-    that are as they were, wherever they stand now, are not encoded again.
+    "length"); logprob of the unedited answer, its stop sign included; change of that; fired (how often the edits were applied
+    while answers were scored); and the logprob of every candidate. The numbers are those that `run.rerun` gives one by one,
+    up to the rounding of the model's dtype (batches round otherwise: in bfloat16 log p of an answer differs by some
+    hundredths); frames and segments that are as they were, wherever they stand now, are not encoded again.
     """
     if not isinstance(variants, Mapping) or not variants or UNEDITED in variants:
         raise VltError(f"give at least one variant, {{name: edits}}, none of them named {UNEDITED!r}")
