@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,13 @@ def test_causes_are_of_what_was_asked(known: list[truth.Case]) -> None:
             inside, outside = pixels[case.cause > 0.9], pixels[case.cause == 0]
             assert len(inside) > 3  # an object covers some patches in every frame, and looks other than what is around it
             assert np.abs(inside.mean(0) - outside.mean(0)).max() > 0.2
-            assert inside.std(0).mean() < 0.5 < 2  # of one colour
+            assert inside.std(0).mean() < 0.5  # of one colour
+            assert case.distractor is not None and case.distractor.shape == case.cause.shape
+            other = pixels[case.distractor > 0.9]
+            assert len(other) > 3 and other.std(0).mean() < 0.5
+            if case.kind == "colour":
+                assert np.abs(other.mean(0) - inside.mean(0)).max() > 0.5  # the thing that was not asked about
+        assert (case.distractor is None) == (case.branch == "audio")
         if case.control == "model" and case.branch == "audio":
             loud = case.run["spectrograms"].values[:, 0].mean((1, 2))
             assert int(loud.argmax()) == int(case.cause.argmax()) and case.cause.sum() == 1
@@ -132,6 +139,18 @@ def test_heat_on_the_other_branch_is_without_its_sign(known: list[truth.Case]) -
     assert "share" not in later  # nothing is compared with what was found in another run
 
 
+def test_the_other_thing_is_judged_as_the_one_that_was_asked_about(known: list[truth.Case]) -> None:
+    way = "attention"  # it sees two things, and not which is meant
+    case = next(c for c in known if c.kind == "colour" and c.control == "model")
+    (row,) = truth._judged(case, way, 0, {})
+    turned = dataclasses.replace(case, cause=case.distractor, distractor=case.cause)
+    (other,) = truth._judged(turned, way, 0, {})
+    assert {row["pointing"], row["distractor"]} == {0, 1}
+    assert (other["pointing"], other["distractor"]) == (row["distractor"], row["pointing"])
+    (heard,) = truth._judged(next(c for c in known if c.branch == "audio"), way, 0, {})
+    assert "distractor" not in heard
+
+
 def test_shares_are_of_maps_and_not_of_kinds() -> None:
     rows = pd.DataFrame(
         [{"question": "shape", "explained": "model", "way": "w", "beats": 1.0}]
@@ -154,13 +173,19 @@ def test_chance_stands_under_the_ways_it_is_of() -> None:
         ]
     ).assign(pointing=1.0, mass=1.0, area=0.1, rank=1.0, forwards=1, backwards=2, seconds=0.1)
     table = truth._table(rows)
+    assert "other thing" not in truth.markdown(table)
+    rows["distractor"] = np.where(rows["question"] == "shape", np.where(rows["explained"] == "model", 0.4, 0.6), np.nan)
+    table = truth._table(rows)
     first, second = truth.markdown(table).split("\n\n")
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in first.splitlines()[2:]]
     assert [line[0] for line in cells] == ["a", "b", "*chance*", "tubes", "*chance*", "c", "*chance*"]
     assert cells[2][1:3] == ["0.10", "0.12"] and cells[4][1:3] == ["0.30", "-"] and cells[3][1:3] == ["1.00", "-"]
-    assert cells[0][4:] == ["1", "2", "0.1"]
+    assert cells[0][3:] == ["0.40", "1.00", "1", "2", "0.1"]
+    assert first.splitlines()[0].split("|")[4].strip() == "other thing"
+    assert second.splitlines()[2] == "| a | 1.00 / 0.60 | 1.00 | - | - |"
+    assert "random weights, looking (n 1)" in second and "random weights, listening (n 1)" in second
     chances = [line.split("|")[2].strip() for line in second.splitlines() if "chance" in line]
-    assert chances == ["0.23", "0.60", "0.23"]  # both kinds together
+    assert chances == ["0.20", "0.60", "0.20"]
     drawn = figures.truth(table)
     for axes, of_model in zip(drawn.axes, ([0.1, 0.1, 0.3, 0.1], [0.125] * 3), strict=True):
         own, control = [line for line in axes.lines if line.get_marker() == "|" and line.get_linestyle() == "None"]
@@ -168,6 +193,8 @@ def test_chance_stands_under_the_ways_it_is_of() -> None:
         assert control.get_xdata().tolist() == pytest.approx([2 * chance for chance in of_model])  # each beside its own sign
         assert (control.get_ydata() - own.get_ydata()).tolist() == pytest.approx([0.18] * len(of_model))
     assert [line.get_label() for line in drawn.axes[0].lines].count("chance") == 1
+    crosses = [[line.get_xdata().tolist() for line in axes.lines if line.get_marker() == "x"] for axes in drawn.axes]
+    assert crosses == [[[0.4] * 4], []]
 
 
 def test_in_two_processes_it_is_the_same(boxed: VideoLlama) -> None:

@@ -33,7 +33,7 @@ from vlt.train.world import Scene
 
 LOOK, LISTEN = ("shape", "colour", "motion"), ("hear", "source")
 # Of every so many clips the maps' faithfulness is measured, and the controls are explained.
-_TESTED, _CONTROLLED = 4, 7
+_TESTED, _CONTROLLED = 4, 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +78,8 @@ WAYS = {
 class Case:
     """A question that the model answers rightly, and where the cause is. run: as it is explained. branch: on which heat is
     judged. word: of the answer, that is explained; rather: than which. cause [frame, row, column] or [segment]: how much
-    of each cell of the grid is of it, 0 to 1. number: of the scene."""
+    of each cell of the grid is of it, 0 to 1; distractor: of the thing that was not asked about, on pictures. number: of the
+    scene."""
 
     kind: str
     control: str
@@ -87,12 +88,13 @@ class Case:
     word: str
     rather: str
     cause: np.ndarray
+    distractor: np.ndarray | None
     number: int
 
 
 def cases(model: VideoLlama, scenes: Sequence[Scene], folder: Path, i: int) -> Iterator[Case]:
     """Of a scene, whose file is in the folder, one question of every kind, where the answer is right, and would be another
-    of the other thing (two things may move alike); of every seventh scene the controls too."""
+    of the other thing (two things may move alike); of every second scene the controls too."""
     made, stranger = scenes[i], box.newborn(0).eval().requires_grad_(False)
     nn.Module.to(stranger, model.device)
     clip, draw = Clip(folder / f"{i}.mp4"), np.random.default_rng([made.seed, 11])
@@ -116,23 +118,22 @@ def _with_controls(
 ) -> Iterator[Case]:
     made = scenes[i]
     looks = asked.kind in LOOK
-    branch, cause = ("video", _seen(made, run, thing)) if looks else ("audio", np.array(made.heard, dtype=float))
+    seen, heard = _seen(made, run), np.array(made.heard, dtype=float)
+    pictures: dict[str, Any] = {"branch": "video", "cause": seen[thing], "distractor": seen[1 - thing]}
+    sound: dict[str, Any] = {"branch": "audio", "cause": heard, "distractor": None}
+    asked_about, other = (pictures, sound) if looks else (sound, pictures)
     word, rather = _words(asked.kind, made, thing)
-    case = Case(asked.kind, "model", run, branch, word, rather, cause, i)
+    case = Case(asked.kind, "model", run, word=word, rather=rather, number=i, **asked_about)
     yield case
     if i % _CONTROLLED:
         return
     unknown = trace(stranger, run.clip, asked.question, answer=asked.answer)
     yield dataclasses.replace(case, control="random weights", run=unknown)
-    if looks:
-        heard = np.array(made.heard, dtype=float)
-        yield dataclasses.replace(case, control="other branch", branch="audio", cause=heard)
-        return
-    if (swapped := _swapped(run, scenes, i)) is not None:
+    if not looks and (swapped := _swapped(run, scenes, i)) is not None:
         again, sounding = swapped
         word, rather = _words(asked.kind, sounding, thing)
         yield dataclasses.replace(case, control="sound swapped", run=again, word=word, rather=rather)
-    yield dataclasses.replace(case, control="other branch", branch="video", cause=_seen(made, run, thing))
+    yield dataclasses.replace(case, control="other branch", **other)
 
 
 def _words(kind: str, made: Scene, thing: int) -> tuple[str, str]:
@@ -162,12 +163,12 @@ def _swapped(run: Trace, scenes: Sequence[Scene], i: int) -> tuple[Trace, Scene]
     return None
 
 
-def _seen(made: Scene, run: Trace, thing: int) -> np.ndarray:
-    """How much of each patch of each frame the thing covers [frame, row, column]."""
+def _seen(made: Scene, run: Trace) -> np.ndarray:
+    """How much of each patch of each frame each thing covers [thing, frame, row, column]."""
     seconds, patch = run["frames"].seconds.values, run.model.config.vision_config.patch_size
     side = run.model.config.vision_config.image_size
-    masks = made.masks(seconds, side)[:, thing].astype(float)
-    return masks.reshape(len(masks), side // patch, patch, side // patch, patch).mean((2, 4))
+    masks = made.masks(seconds, side).swapaxes(0, 1).astype(float)
+    return masks.reshape(*masks.shape[:2], side // patch, patch, side // patch, patch).mean((3, 5))
 
 
 def compare(
@@ -184,11 +185,13 @@ def compare(
     `controls` random maps', and beats: the share of the tested maps that are true by `vlt.faithfulness` (of maps that know
     nothing about 0.05; controls 0: not measured); error: the median of |what the heat's sum misses| / |what all places
     bring|, where a method promises completeness; forwards and backwards of the language model and seconds, of one map;
-    share: of the control "other branch", how much of the heat of all frames and segments, each summed and without its
-    sign, is on the branch that was not asked about (of methods whose heat on both can be compared).
+    distractor: on pictures, how often the hottest place is of the thing that was not asked about (of ways that only see that
+    something is there, as often as of the other; squares and tubes may be of both); share: of the control "other branch",
+    how much of the heat of all frames and segments, each summed and without its sign, is on the branch that was not asked
+    about (of methods whose heat on both can be compared).
 
     Of every clip, with two objects and one sound, one question of every kind, where the model answers rightly; of every
-    fourth clip faithfulness, of every seventh the controls too. ways: of `WAYS`, by default all. processes: clips that are
+    fourth clip faithfulness, of every second the controls too. ways: of `WAYS`, by default all. processes: clips that are
     explained at a time; the rows are the same, but for the seconds. Interrupted (Ctrl-C), it returns what is done.
     """
     evaluate.check_seed(seed)
@@ -267,7 +270,9 @@ def _judged(case: Case, way: str, controls: int, asked: dict[tuple[Trace, str], 
         cost |= _faithful(case, found, controls)
     elif case.control == "other branch" and how.method in COMPARABLE and (case.run, way) in asked:
         cost["share"] = heat / max(heat + asked[case.run, way], 1e-30)
-    return [told | judge(found.heat.values, case.cause, where[1].get("cells", {})) | cost]
+    judged = [judge(found.heat.values, of, where[1].get("cells", {})) for of in (case.cause, case.distractor) if of is not None]
+    beside = {"distractor": judged[1]["pointing"]} if len(judged) > 1 else {}
+    return [told | judged[0] | beside | cost]
 
 
 def _faithful(case: Case, found: Attribution, controls: int) -> dict[str, float]:
@@ -301,12 +306,14 @@ def _table(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def markdown(table: pd.DataFrame) -> str:
-    """Two tables as text. How often each way points at the cause, by kind of question, what share of its maps is true by
-    `vlt.faithfulness`, and its cost; then the controls, all kinds of question together, and what share of all heat lies on
-    the branch that was not asked about, when asked to look and to listen. Chance is that of the rows above it."""
+    """Two tables as text. How often each way points at the cause, by kind of question, and at the thing that was not asked
+    about, what share of its maps is true by `vlt.faithfulness`, and its cost; then the controls, asked to look and to
+    listen (on pictures: at the thing / at the other thing), and what share of all heat lies on the branch that was not asked
+    about. Chance is that of the rows above it."""
     own = table[table["explained"] == "model"]
     kinds = list(dict.fromkeys(own["question"]))
     told = [f"true (n {int(own.groupby('way')['tested'].sum().max())})"] if "beats" in own else []
+    beside = ["other thing"] if "distractor" in own else []
     lines = []
     for ways in _alike(own):
         for way in ways:
@@ -314,11 +321,13 @@ def markdown(table: pd.DataFrame) -> str:
             tested = rows[rows["beats"].notna()] if told else rows[:0]
             beats = [f"{np.average(tested['beats'], weights=tested['tested']):.2f}"] if len(tested) else ["-"] * len(told)
             cost = [*(f"{rows[name].mean():.0f}" for name in ("forwards", "backwards")), f"{rows['seconds'].mean():.1f}"]
-            lines.append([way, *_by_kind(rows["pointing"], kinds), f"{rows['rank'].mean():.2f}", *beats, *cost])
+            other = [_mean(rows, "distractor") for _ in beside]
+            lines.append([way, *_by_kind(rows["pointing"], kinds), *other, f"{rows['rank'].mean():.2f}", *beats, *cost])
         chance = own[own["way"].isin(ways)].groupby("question")["chance"].mean()
-        lines.append(["*chance*", *_by_kind(chance, kinds), "0.50", *[f"{LEVEL}"] * len(told), "", "", ""])
+        blanks = [""] * len(beside)
+        lines.append(["*chance*", *_by_kind(chance, kinds), *blanks, "0.50", *[f"{LEVEL}"] * len(told), "", "", ""])
     n = own.groupby("question")["n"].max()
-    head = ["way", *(f"{k} (n {int(n[k])})" for k in kinds), "rank", *told, "forwards", "backwards", "seconds"]
+    head = ["way", *(f"{k} (n {int(n[k])})" for k in kinds), *beside, "rank", *told, "forwards", "backwards", "seconds"]
     out = evaluate.as_table(head, lines)
     rest = table[table["explained"] != "model"]
     return out if rest.empty else f"{out}\n\n{_controls(rest, _alike(own))}"
@@ -338,19 +347,32 @@ def _alike(own: pd.DataFrame) -> list[list[str]]:
     return out
 
 
-def _controls(rest: pd.DataFrame, groups: Sequence[Sequence[str]]) -> str:
-    controls = list(dict.fromkeys(rest["explained"]))
+def _mean(rows: pd.DataFrame, measure: str) -> str:
+    """Of all maps of the rows together."""
+    rows = rows[rows[measure].notna()] if measure in rows else rows[:0]
+    return f"{np.average(rows[measure], weights=rows['n']):.2f}" if len(rows) else "-"
 
-    def mean(rows: pd.DataFrame, measure: str) -> str:
-        return f"{np.average(rows[measure], weights=rows['n']):.2f}" if len(rows) else "-"
+
+def _controls(rest: pd.DataFrame, groups: Sequence[Sequence[str]]) -> str:
+    sorts = list(dict.fromkeys(rest["explained"]))
+    asked = {"looking": rest["question"].isin(LOOK), "listening": rest["question"].isin(LISTEN)}
+    parts = {
+        f"{sort}, {name} (n {int(part.groupby('way')['n'].sum().max())})": part
+        for sort in sorts
+        for name, of in asked.items()
+        if len(part := rest[of & (rest["explained"] == sort)])
+    }
+
+    def points(part: pd.DataFrame) -> str:
+        other = _mean(part, "distractor")
+        return _mean(part, "pointing") + ("" if other == "-" else f" / {other}")
 
     lines = []
     for ways in groups:
         for way in ways:
-            rows = rest[rest["way"] == way]
-            shared = rows[rows["share"].notna()] if "share" in rows else rows[:0]
-            shares = [mean(shared[shared["question"].isin(kinds)], "share") for kinds in (LOOK, LISTEN)]
-            lines.append([way, *(mean(rows[rows["explained"] == control], "pointing") for control in controls), *shares])
-        these = rest[rest["way"].isin(ways)]
-        lines.append(["*chance*", *(mean(these[these["explained"] == control], "chance") for control in controls), "", ""])
-    return evaluate.as_table(["way", *controls, "heat on sound, looking", "heat on pictures, listening"], lines)
+            pointing = [points(part[part["way"] == way]) for part in parts.values()]
+            shares = [_mean(rest[of & (rest["way"] == way)], "share") for of in asked.values()]
+            lines.append([way, *pointing, *shares])
+        chances = [_mean(part[part["way"].isin(ways)], "chance") for part in parts.values()]
+        lines.append(["*chance*", *chances, "", ""])
+    return evaluate.as_table(["way", *parts, "heat on sound, looking", "heat on pictures, listening"], lines)

@@ -129,7 +129,8 @@ def curves(found: xr.DataArray, what: str = "", note: str = "") -> Figure:
 
 def truth(table: pd.DataFrame, measure: str = "pointing") -> Figure:
     """How often each way's hottest place is of the known cause: a panel for each kind of question, dots with 95 % intervals,
-    and each a stroke at what a map that knows nothing would get. Hollow signs are controls.
+    and each a stroke at what a map that knows nothing would get. Hollow signs are controls; crosses, of pointing, how often
+    the hottest place is of the thing that was not asked about.
 
     table: what `vlt.train.truth.compare` gave. measure: "pointing", "mass" or "rank". Raises `VltError` for another table.
     """
@@ -154,6 +155,10 @@ def truth(table: pd.DataFrame, measure: str = "pointing") -> Figure:
             spread = [np.clip(rows[measure] - low, 0, None), np.clip(high - rows[measure], 0, None)]
             axes.errorbar(rows[measure], at, xerr=spread, linestyle="", label=sort, **look)
         own = mine[mine["explained"] == sorts[0]]
+        if measure == "pointing" and "distractor" in own and own["distractor"].notna().any():
+            at = [ways.index(way) for way in own["way"]]
+            cross: dict[str, Any] = {"linestyle": "", "marker": "x", "markersize": 4, "color": COLOURS[0]}
+            axes.plot(own["distractor"], at, label=f"{sorts[0]}, other thing", **cross)
         top = own.loc[own[measure].idxmax()]
         best.append(
             f"{kind}: {top['way']} {top[measure]:.2f} (chance {0.5 if measure == 'rank' else top[_BY_CHANCE[measure]]:.2f})"
