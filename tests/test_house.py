@@ -102,7 +102,9 @@ def test_truth_table_is_of_its_file() -> None:
         if way != "chance":
             last, tested = of, of[of["beats"].notna()]
             true = (tested["beats"] * tested["tested"]).sum() / tested["tested"].sum()
-            assert cells[5:] == [f"{true:.2f}", f"{of['forwards'].mean() + of['backwards'].mean():.0f}"], way
+            pictures = of[of["distractor"].notna()]
+            other = (pictures["distractor"] * pictures["n"]).sum() / pictures["n"].sum()
+            assert cells[5:] == [f"{other:.2f}", f"{true:.2f}", f"{of['forwards'].mean() + of['backwards'].mean():.0f}"], way
 
 
 def test_ablation_table_is_of_its_file() -> None:
