@@ -86,6 +86,9 @@ def known(boxed: VideoLlama, tmp_path_factory: pytest.TempPathFactory) -> list[t
 def test_causes_are_of_what_was_asked(known: list[truth.Case]) -> None:
     assert {"shape", "colour", "motion", "hear", "source"} >= {case.kind for case in known}
     assert {"model", "random weights", "other branch"} <= {case.control for case in known}
+    assert (
+        {case.number for case in known if case.control != "model"} == {0} < {case.number for case in known}
+    )  # of every second
     for case in known:
         assert case.word in [token.strip() for token in case.run.answer.tokens]
         assert case.cause.shape == ((8, 8, 8) if case.branch == "video" else (8,))
