@@ -186,7 +186,7 @@ def test_chance_stands_under_the_ways_it_is_of() -> None:
     assert cells[0][3:] == ["0.40", "1.00", "1", "2", "0.1"]
     assert first.splitlines()[0].split("|")[4].strip() == "other thing"
     assert second.splitlines()[2] == "| a | 1.00 / 0.60 | 1.00 | - | - |"
-    assert "random weights, looking (n 1)" in second and "random weights, listening (n 1)" in second
+    assert "random weights, looking: thing / other thing (n 1)" in second and "random weights, listening (n 1)" in second
     chances = [line.split("|")[2].strip() for line in second.splitlines() if "chance" in line]
     assert chances == ["0.20", "0.60", "0.20"]
     drawn = figures.truth(table)

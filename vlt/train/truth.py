@@ -353,11 +353,15 @@ def _mean(rows: pd.DataFrame, measure: str) -> str:
     return f"{np.average(rows[measure], weights=rows['n']):.2f}" if len(rows) else "-"
 
 
+def _pair(part: pd.DataFrame) -> str:
+    return ": thing / other thing" if _mean(part, "distractor") != "-" else ""
+
+
 def _controls(rest: pd.DataFrame, groups: Sequence[Sequence[str]]) -> str:
     sorts = list(dict.fromkeys(rest["explained"]))
     asked = {"looking": rest["question"].isin(LOOK), "listening": rest["question"].isin(LISTEN)}
     parts = {
-        f"{sort}, {name} (n {int(part.groupby('way')['n'].sum().max())})": part
+        f"{sort}, {name}{_pair(part)} (n {int(part.groupby('way')['n'].sum().max())})": part
         for sort in sorts
         for name, of in asked.items()
         if len(part := rest[of & (rest["explained"] == sort)])
