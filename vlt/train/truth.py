@@ -183,7 +183,7 @@ def compare(
     """A row for every kind of question, what is explained and way: n maps; the means of `judge`, "x low" and "x high" their
     95 % intervals (Wilson's of pointing and beats, normal ones else); deletion, insertion and gain less the mean of
     `controls` random maps', and beats: the share of the tested maps that are true by `vlt.faithfulness` (of maps that know
-    nothing about 0.05; controls 0: not measured); error: the median of |what the heat's sum misses| / |what all places
+    nothing 0.05 to 0.08; controls 0: not measured); error: the median of |what the heat's sum misses| / |what all places
     bring|, where a method promises completeness; forwards and backwards of the language model and seconds, of one map;
     distractor: on pictures, how often the hottest place is of the thing that was not asked about (of ways that only see that
     something is there, as often as of the other; squares and tubes may be of both); share: of the control "other branch",
