@@ -31,7 +31,8 @@ _NO_CACHE = "soft tokens are not cached between calls: give use_cached_outputs=F
 class MaskInput(ImageMaskInput):  # which captum's classes look for; nothing of a picture is taken over
     """A stage of a run, in features that are there or are as in the baseline.
 
-    mask [the stage's axes without the clip's] int: which feature each place is of; None: all are one. baseline: of `vlt.attribute`. What goes to the model: {"input_ids", stage}.
+    mask [the stage's axes without the clip's] int: which feature each place is of; None: all are one. baseline: of
+    `vlt.attribute`. What goes to the model: {"input_ids", stage}.
     """
 
     at = ""
