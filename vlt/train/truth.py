@@ -185,10 +185,11 @@ def compare(
     `controls` random maps', and beats: the share of the tested maps that are true by `vlt.faithfulness` (of maps that know
     nothing 0.05 to 0.08; controls 0: not measured); error: the median of |what the heat's sum misses| / |what all places
     bring|, where a method promises completeness; forwards and backwards of the language model and seconds, of one map;
-    distractor: on pictures, how often the hottest place is of the thing that was not asked about (of ways that only see that
-    something is there, as often as of the other; squares and tubes may be of both); share: of the control "other branch",
-    how much of the heat of all frames and segments, each summed and without its sign, is on the branch that was not asked
-    about (of methods whose heat on both can be compared).
+    distractor, without interval: on pictures, how often the hottest place is of the thing that was not asked about (of ways
+    that only see that something is there, as often as of the other; squares and tubes may be of both); asked about a sound,
+    of the control "other branch", cause and distractor are a thing by lot and the other one; share, without interval: of
+    the control "other branch", how much of the heat of all frames and segments, each summed and without its sign, is on the
+    branch that was not asked about (of methods whose heat on both can be compared).
 
     Of every clip, with two objects and one sound, one question of every kind, where the model answers rightly; of every
     fourth clip faithfulness, of every second the controls too. ways: of `WAYS`, by default all. processes: clips that are
@@ -313,7 +314,6 @@ def markdown(table: pd.DataFrame) -> str:
     own = table[table["explained"] == "model"]
     kinds = list(dict.fromkeys(own["question"]))
     told = [f"true (n {int(own.groupby('way')['tested'].sum().max())})"] if "beats" in own else []
-    beside = ["other thing"] if "distractor" in own else []
     lines = []
     for ways in _alike(own):
         for way in ways:
@@ -321,13 +321,12 @@ def markdown(table: pd.DataFrame) -> str:
             tested = rows[rows["beats"].notna()] if told else rows[:0]
             beats = [f"{np.average(tested['beats'], weights=tested['tested']):.2f}"] if len(tested) else ["-"] * len(told)
             cost = [*(f"{rows[name].mean():.0f}" for name in ("forwards", "backwards")), f"{rows['seconds'].mean():.1f}"]
-            other = [_mean(rows, "distractor") for _ in beside]
-            lines.append([way, *_by_kind(rows["pointing"], kinds), *other, f"{rows['rank'].mean():.2f}", *beats, *cost])
+            points = [*_by_kind(rows["pointing"], kinds), _mean(rows, "distractor")]
+            lines.append([way, *points, f"{rows['rank'].mean():.2f}", *beats, *cost])
         chance = own[own["way"].isin(ways)].groupby("question")["chance"].mean()
-        blanks = [""] * len(beside)
-        lines.append(["*chance*", *_by_kind(chance, kinds), *blanks, "0.50", *[f"{LEVEL}"] * len(told), "", "", ""])
+        lines.append(["*chance*", *_by_kind(chance, kinds), "", "0.50", *[f"{LEVEL}"] * len(told), "", "", ""])
     n = own.groupby("question")["n"].max()
-    head = ["way", *(f"{k} (n {int(n[k])})" for k in kinds), *beside, "rank", *told, "forwards", "backwards", "seconds"]
+    head = ["way", *(f"{k} (n {int(n[k])})" for k in kinds), "other thing", "rank", *told, "forwards", "backwards", "seconds"]
     out = evaluate.as_table(head, lines)
     rest = table[table["explained"] != "model"]
     return out if rest.empty else f"{out}\n\n{_controls(rest, _alike(own))}"
