@@ -194,6 +194,8 @@ def test_chance_stands_under_the_ways_it_is_of() -> None:
     table = truth._table(rows)
     assert truth.markdown(table).splitlines()[2].split("|")[4].strip() == "-"  # no map was judged by another thing
     rows["distractor"] = np.where(rows["question"] == "shape", np.where(rows["explained"] == "model", 0.4, 0.6), np.nan)
+    of_controls = np.where(rows["question"] == "shape", 0.25, 0.75)
+    rows["share"] = np.where(rows["explained"] == "model", np.nan, of_controls)
     table = truth._table(rows)
     first, second = truth.markdown(table).split("\n\n")
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in first.splitlines()[2:]]
@@ -201,7 +203,7 @@ def test_chance_stands_under_the_ways_it_is_of() -> None:
     assert cells[2][1:3] == ["0.10", "0.12"] and cells[4][1:3] == ["0.30", "-"] and cells[3][1:3] == ["1.00", "-"]
     assert cells[0][3:] == ["0.40", "1.00", "1", "2", "0.1"]
     assert first.splitlines()[0].split("|")[4].strip() == "other thing"
-    assert second.splitlines()[2] == "| a | 1.00 / 0.60 | 1.00 | - | - |"
+    assert second.splitlines()[2] == "| a | 1.00 / 0.60 | 1.00 | 0.25 | 0.75 |"
     assert "random weights, looking: thing / other thing (n 1)" in second and "random weights, listening (n 1)" in second
     chances = [line.split("|")[2].strip() for line in second.splitlines() if "chance" in line]
     assert chances == ["0.20", "0.60", "0.20"]
