@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 import vlt
+from vlt.errors import VltError
 from vlt.explain.attribution import attribute
-from vlt.probe.trace import Trace
+from vlt.probe.trace import Trace, trace
 
 STAGES = {
     "frames": "video",
@@ -60,6 +61,24 @@ def test_raw_attention(bell: Trace) -> None:
     np.testing.assert_allclose(read("segment_tokens"), segments, rtol=1e-5)
     mel = bell.attention("imagebind.1.self", rows=0, mean=True).values
     assert read("spectrograms").sum() == pytest.approx(mel[:, 0, 1:-1].sum(), rel=0.05)
+
+
+def test_raw_attention_to_a_stage_knows_no_question(bell: Trace) -> None:
+    """Away from the prefix it is read once, is the same whatever was asked and said, and the picture tells so."""
+    other = trace(bell.model, bell.clip, "What colour is the circle?")
+    told = "the same for every question and word"
+    for at in ("frames", "segment_tokens"):
+        maps = [
+            attribute(run, at, "attention", word, progress=False)
+            for run, word in ((bell, "bell"), (bell, 0), (other, "answer"))
+        ]
+        assert all(np.array_equal(maps[0].heat, each.heat) for each in maps) and {each.forwards for each in maps} == {1}
+        assert all(told in each.told for each in maps) and told in maps[0].figure().alt
+        assert told not in attribute(bell, at, "rollout", "bell", progress=False).told
+    prefix = [attribute(bell, "prefix", "attention", word, progress=False) for word in ("bell", 0)]
+    assert not np.allclose(prefix[0].heat, prefix[1].heat) and told not in prefix[0].told
+    with pytest.raises(VltError, match="the answer has no word 'buzz'"):
+        attribute(bell, "frames", "attention", "buzz", progress=False)
 
 
 @pytest.mark.parametrize("method", ["rollout", "relevance"])

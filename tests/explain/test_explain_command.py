@@ -138,6 +138,14 @@ def test_a_folder_that_holds_something_is_refused(tmp_path: Path) -> None:
     refused(here("explain", CLIPS / "two_bell.mp4", "--out", tmp_path / "no" / "why"), "is no folder that can be written in")
 
 
+def test_the_verdict_stands_also_where_there_is_little_to_explain(tmp_path: Path) -> None:
+    done = here("explain", CLIPS / "two_bell.mp4", "--ask", "What do you hear?", "--method", "gradient_x_input", "--target", "bell",
+                "--at", "patches", "--controls", 19, "--out", tmp_path / "why")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (row,) = json.loads((tmp_path / "why" / "explanation.json").read_text())["heat"]
+    assert f"{'yes' if row['true'] else 'no'}, p {row['p']:.2f}" in done.stdout and "little to explain." in done.stdout
+
+
 def test_truth_prints_and_draws(tmp_path: Path) -> None:
     ways = ["gradient x input"]
     done = vlt(
@@ -146,7 +154,9 @@ def test_truth_prints_and_draws(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     rows = pd.DataFrame(json.loads((tmp_path / "a.json").read_text()))
     assert set(rows["way"]) == set(ways) and {"model", "random weights", "other branch"} <= set(rows["explained"])
+    rows = rows[rows["pointing"].notna()]
     assert ((rows["pointing"] >= rows["pointing low"] - 1e-9) & (rows["pointing"] <= rows["pointing high"] + 1e-9)).all()
     assert done.stdout.startswith("| way | ") and "*chance*" in done.stdout
+    assert "\nChecks, of every second clip" in done.stdout  # also where faithfulness is not measured
     assert (tmp_path / "a.png").stat().st_size > 10_000
     refused(here("truth", "--way", "tea leaves"), "no way 'tea leaves'; all: saliency; gradient x input")

@@ -15,7 +15,7 @@ from tests.explain.conftest import GAIN, VALUE, WEIGHT, WITHOUT, OnPaper, on_pap
 from vlt.errors import VltError
 from vlt.explain import methods
 from vlt.explain.attribution import Attribution, attribute
-from vlt.explain.faithfulness import WARNINGS, _maps, _moved, _sensitivity, faithfulness
+from vlt.explain.faithfulness import AT_MOST, WARNINGS, _maps, _moved, _sensitivity, faithfulness
 from vlt.explain.methods import Task
 from vlt.probe import edits
 from vlt.probe.trace import Trace
@@ -318,7 +318,7 @@ def test_maps_that_know_nothing_are_true_no_oftener_than_the_level_says(kind: st
         elif kind == "one number for four cells":
             heat = np.roll(np.repeat(heat[:16], 4), int(draw.integers(4)))
         found.append(faithfulness(of(heat.tolist(), task), steps=4, controls=19, seed=i, progress=False))
-    assert np.mean([each.true for each in found]) <= 0.08
+    assert np.mean([each.true for each in found]) <= AT_MOST
     by_random = np.mean([each.table["random p"]["gain"] <= 0.05 for each in found])
     untrue = [each for each in found if not each.true]
     for each in untrue:
@@ -339,7 +339,8 @@ def test_few_cells_are_tested_as_strictly(count: int, measured: float) -> None:
     for i in range(200):
         heat = np.convolve(np.tile(draw.normal(size=count), 3), near, "same")[count : 2 * count]
         found.append(faithfulness(of(heat.tolist(), task), steps=4, controls=19, seed=i, progress=False))
-    assert np.mean([each.true for each in found]) == pytest.approx(measured, abs=0.035)
+    often = np.mean([each.true for each in found])
+    assert often == pytest.approx(measured, abs=0.035) and often <= AT_MOST + 0.01
     assert found[0].controls == {"random": 19, "shifted": min(19, count - 1)}
 
 

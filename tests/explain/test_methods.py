@@ -267,6 +267,19 @@ def test_grad_cam_is_of_each_frame(square: Trace) -> None:
     np.testing.assert_allclose(found, expected.numpy(), rtol=1e-4, atol=1e-6)
 
 
+def test_grad_cam_of_a_picture_is_of_its_patches(square: Trace) -> None:
+    """The class token is no place of it, and its gradients, which are other, must not weigh there."""
+    score = scorer(square, "patches", "white")
+    with torch.enable_grad():
+        leaf = score.value.detach().clone().requires_grad_()
+        (slope,) = torch.autograd.grad(score(leaf).sum(), leaf)
+    expected = (slope[0, :, 1:].mean(1, keepdim=True) * score.value[0]).sum(-1).clamp(min=0)
+    found = attribute(square, "patches", "grad_cam", "white", progress=False).heat.values
+    np.testing.assert_allclose(found, expected.numpy(), rtol=1e-4, atol=1e-6)
+    with_it = (slope[0].mean(1, keepdim=True) * score.value[0]).sum(-1).clamp(min=0).numpy()
+    assert np.abs(with_it - found)[:, 1:].max() > 0.1 * found[:, 1:].max()
+
+
 def test_steps_are_doubled_until_the_sum_is_right(bell: Trace) -> None:
     """A score that jumps within a hundredth of the line needs more than 32 steps; where steps are asked for, there are no
     more, and the map says that its sum is wrong."""
@@ -299,8 +312,22 @@ def test_where_there_is_little_to_explain_it_says_so(bell: Trace) -> None:
     assert heat.warnings == [
         f"The score is {heat.score:.2g} with all of it and {heat.score_without:.2g} without: little to explain."
     ]
-    assert heat.warnings[0] in heat.figure().alt
-    assert attribute(bell, "audio_features", "gradient_x_input", "bell", progress=False).warnings == []
+    assert heat.little and heat.warnings[0] in heat.figure().alt
+    some = attribute(bell, "audio_features", "gradient_x_input", "bell", progress=False)
+    assert some.warnings == [] and not some.little
+
+
+def test_what_cancels_is_not_little(bell: Trace) -> None:
+    """Scores are alike, and cells are hot, for and against: there is much to explain. Of methods whose heat is not in the
+    score's units nobody can say."""
+    heat = attribute(bell, "audio_features", "occlusion", ("bell", "buzz"), progress=False)
+    alike = dataclasses.replace(heat, score_without=heat.score)
+    assert not alike.little and alike.warnings[0].endswith("what speaks for it and what speaks against it cancel.")
+    cold = dataclasses.replace(alike, heat=heat.heat / float(abs(heat.heat).max()) * 0.09)
+    assert cold.little and cold.warnings[0].endswith("little to explain.")
+    slope = attribute(bell, "audio_features", "saliency", "bell", progress=False)
+    slope = dataclasses.replace(slope, score_without=slope.score)
+    assert slope.little and float(abs(slope.heat).max()) > 0.1
 
 
 def test_seeds_and_batches(bell: Trace) -> None:

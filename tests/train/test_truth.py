@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from vlt.errors import VltError
 from vlt.explain.attribution import attribute
+from vlt.inputs.clip import Clip
 from vlt.inputs.video import PIXEL_MEAN, PIXEL_STD
 from vlt.model.video_llama import VideoLlama
-from vlt.train import pointing, sights, truth, world
+from vlt.probe.trace import trace
+from vlt.train import pointing, sights, tables, talk, truth, world
+from vlt.train.tables import MODEL, OTHER, RANDOM, SWAPPED
 from vlt.view import figures
 
 CAUSE = np.zeros((2, 2, 3))
@@ -92,130 +95,168 @@ def _nearest(pixels: np.ndarray) -> str:
 
 def test_causes_are_of_what_was_asked(known: list[truth.Case]) -> None:
     assert {"shape", "colour", "motion", "hear", "source"} >= {case.kind for case in known}
-    assert {"model", "random weights", "other branch"} <= {case.control for case in known}
-    assert (
-        {case.number for case in known if case.control != "model"} == {0} < {case.number for case in known}
-    )  # of every second
+    assert {case.explained for case in known} == {MODEL, RANDOM, *OTHER.values(), SWAPPED}
+    # of every second
+    assert {case.number for case in known if case.explained != MODEL} == {0} < {case.number for case in known}
     for case in known:
         assert case.word in [token.strip() for token in case.run.answer.tokens]
-        assert case.cause.shape == ((8, 8, 8) if case.branch == "video" else (8,))
-        if case.control == "model" and case.kind in ("shape", "colour"):
+        own = next(c for c in known if (c.number, c.kind, c.explained) == (case.number, case.kind, MODEL))
+        assert (case.run.model is own.run.model) == (case.explained not in (RANDOM, OTHER[RANDOM]))
+        if case.explained == MODEL and case.branch == "video":
             pixels = case.run["frames"].values.reshape(8, 3, 8, 8, 8, 8).mean((3, 5)).transpose(0, 2, 3, 1)
+            assert case.cause is not None and case.distractor is not None
+            assert case.cause.shape == case.distractor.shape == (8, 8, 8)
             inside, outside = pixels[case.cause > 0.9], pixels[case.cause == 0]
             assert len(inside) > 3  # an object covers some patches in every frame, and looks other than what is around it
             assert np.abs(inside.mean(0) - outside.mean(0)).max() > 0.2
             assert inside.std(0).mean() < 0.5  # of one colour
-            assert case.distractor is not None and case.distractor.shape == case.cause.shape
             other = pixels[case.distractor > 0.9]
             assert len(other) > 3 and other.std(0).mean() < 0.5
             if case.kind == "colour":
                 assert (_nearest(inside), _nearest(other)) == (case.word, case.rather)
-        assert (case.distractor is None) == (case.branch == "audio")
-        own = next(c for c in known if (c.number, c.kind, c.control) == (case.number, case.kind, "model"))
-        assert (case.run.model is own.run.model) == (case.control != "random weights")
-        if case.control == "model" and case.branch == "audio":
+        if case.branch == "audio":
             loud = case.run["spectrograms"].values[:, 0].mean((1, 2))
-            assert int(loud.argmax()) == int(case.cause.argmax()) and case.cause.sum() == 1
-    swapped = [case for case in known if case.control == "sound swapped"]
-    assert swapped
+            assert case.cause is not None and case.cause.sum() == 1
+            assert int(loud.argmax()) == int(case.cause.argmax())  # of a swapped sound: where that is
+    swapped = [case for case in known if case.explained == SWAPPED]
+    assert len(swapped) == 2
     for case in swapped:
-        loud = case.run["spectrograms"].values[:, 0].mean((1, 2))
-        assert case.cause[int(loud.argmax())] == 0  # nothing is to be found where the sound was before
+        own = next(c for c in known if (c.number, c.kind, c.explained) == (case.number, case.kind, MODEL))
+        assert case.distractor is own.cause and not (case.cause * case.distractor).any()
+        assert case.word != own.word and case.run["frames"].equals(own.run["frames"])
+
+
+def test_the_other_branch(known: list[truth.Case]) -> None:
+    """Asked to look, there is the sound to find; asked to listen, the thing that makes it, if it is there."""
+    scenes = {i: world.scene(1000 * 1_000_000 + i, n_things=2, n_sounds=1) for i in range(2)}
+    for case in known:
+        if case.explained not in OTHER.values():
+            continue
+        made = scenes[case.number]
+        own = next(c for c in known if c.run is case.run and c.explained not in OTHER.values())
+        assert case.branch != own.branch
+        if case.branch == "audio":
+            assert case.cause is not None and case.cause.tolist() == list(map(float, made.heard)) and case.distractor is None
+        elif made.source is None:
+            assert case.cause is None and case.distractor is None
+        else:
+            seen = truth._seen(made, case.run)
+            assert case.cause is not None and case.distractor is not None
+            assert np.array_equal(case.cause, seen[made.source]) and np.array_equal(case.distractor, seen[1 - made.source])
+    assert any(case.explained in OTHER.values() and case.branch == "video" for case in known)
+
+
+def test_what_makes_no_sound_is_not_looked_for(boxed: VideoLlama, tmp_path: Path) -> None:
+    """In a counterfactual scene the voice is that of a shape that is not there: then the pictures hold no cause of it."""
+    made = list(world.scenes(1000, 12, n_things=2, n_sounds=1))
+    there = next(i for i, scene in enumerate(made) if scene.source is not None)
+    gone = next(i for i, scene in enumerate(made) if scene.source is None)
+    for i, expected in ((there, True), (gone, False)):
+        scenes = [made[i], made[(i + 1) % 12]]
+        for k, scene in enumerate(scenes):
+            world.write(scene, tmp_path / f"{k}.mp4", silence=True)
+        found = [c for c in truth.cases(boxed, scenes, tmp_path, 0) if c.explained == OTHER[MODEL] and c.branch == "video"]
+        assert found and all((case.cause is not None) == expected for case in found)
+        (row,) = truth._judged(found[0], "gradient x input", 0)
+        assert ("pointing" in row) == expected and row["heat"] > 0  # the share of the heat is told all the same
+
+
+def test_random_weights_are_others_for_every_clip(boxed: VideoLlama, tmp_path: Path) -> None:
+    """One network has tastes of its own: fourteen questions to it are no fourteen draws."""
+    scenes = list(world.scenes(1000, 3, n_things=2, n_sounds=1))
+    for i, made in enumerate(scenes):
+        world.write(made, tmp_path / f"{i}.mp4", silence=True)
+    first, third = (
+        next(case.run.model for case in truth.cases(boxed, scenes, tmp_path, i) if case.explained == RANDOM) for i in (0, 2)
+    )
+    weights = [model.state_dict()["vision_model.embeddings.position_embedding"] for model in (first, third)]
+    assert not torch.equal(*weights)
 
 
 def test_what_is_true_of_both_things_is_not_asked(boxed: VideoLlama, tmp_path: Path) -> None:
     """Two things that move alike: no map of the motion could tell which was meant, and no word is said rather than itself."""
     alike = next(s for s in world.scenes(1000, 40, n_things=2, n_sounds=1) if s.things[0].motion == s.things[1].motion)
-    world.write(alike, tmp_path / "0.mp4", silence=True)
-    found = [case for case in truth.cases(boxed, [alike], tmp_path, 0) if case.control == "model"]
+    scenes = [alike, world.scene(7, n_things=2, n_sounds=1)]
+    for i, made in enumerate(scenes):
+        world.write(made, tmp_path / f"{i}.mp4", silence=True)
+    found = [case for case in truth.cases(boxed, scenes, tmp_path, 0) if case.explained == MODEL]
     assert found and all(case.kind != "motion" and case.word != case.rather for case in found)
 
 
-def test_where_the_verb_has_decided_about_a_motion() -> None:
-    """One of two things that move differently stays still: the README says in how many of the benchmark's clips."""
-    motions = [{thing.motion for thing in made.things} for made in world.scenes(1000, 28, n_things=2, n_sounds=1)]
-    assert (sum(len(two) == 2 for two in motions), sum(len(two) == 2 and "still" in two for two in motions)) == (21, 9)
+def test_a_motion_is_explained_where_the_answers_part(boxed: VideoLlama, tmp_path: Path) -> None:
+    """Where one of two things stays still, at the verb: behind it nothing is open. Each word that is explained can be said
+    where it stands, and so can the other one: it is what the model says of the other thing."""
+    scenes = list(world.scenes(1000, 12, n_things=2, n_sounds=1))
+    words = set()
+    for i, made in enumerate(scenes):
+        if made.things[0].motion == made.things[1].motion:
+            continue
+        world.write(made, tmp_path / f"{i}.mp4", silence=True)
+        clip = Clip(tmp_path / f"{i}.mp4")
+        for thing, other in ((0, 1), (1, 0)):
+            word, rather = truth._words("motion", made, thing)
+            assert (rather, word) == truth._words("motion", made, other)
+            words.add(word)
+            for said, of in ((word, thing), (rather, other)):
+                asked = next(
+                    t for t in talk.seen(made, np.random.default_rng(0)) if t.kind == "motion" and truth._about(t, made, of)
+                )
+                run = trace(boxed, clip, asked.question)
+                if run.answer.text == asked.answer:
+                    spoken = [token.strip() for token in run.answer.tokens]
+                    assert spoken.index(said) == (2 if said in ("stays", "moves") else 3)
+    assert {"stays", "moves", "left"} <= words and "still" not in words
 
 
-def test_heat_on_the_other_branch_is_without_its_sign(known: list[truth.Case]) -> None:
+def test_heat_on_both_branches_is_without_its_sign(known: list[truth.Case]) -> None:
     """What speaks against the word is heat too: it must not cancel what speaks for it."""
-    way, asked = "integrated gradients, features", dict[Any, float]()
-    case = next(c for c in known if c.kind == "colour" and c.control == "model")
-    other = next(c for c in known if c.kind == "colour" and c.control == "other branch" and c.run is case.run)
-    (row,) = truth._judged(case, way, 0, asked)
-    (beside,) = truth._judged(other, way, 0, asked)
+    way = "integrated gradients, features"
+    case = next(c for c in known if c.kind == "colour" and c.explained == MODEL)
+    other = next(c for c in known if c.kind == "colour" and c.explained == OTHER[MODEL] and c.run is case.run)
+    (row,), (beside,) = (truth._judged(each, way, 0) for each in (case, other))
     seen, heard = (
-        np.abs(
-            attribute(case.run, at, "integrated_gradients", case.word, progress=False).heat.values.reshape(8, -1).sum(1)
-        ).sum()
-        for at in ("patches", "audio_features")
+        attribute(case.run, at, "integrated_gradients", case.word, progress=False) for at in ("patches", "audio_features")
     )
-    assert beside["share"] == pytest.approx(heard / (heard + seen), rel=0.02) and "share" not in row
-    assert 0 <= row["error"] < 0.1 and "beats" not in row
-    truth._judged(case, "saliency", 0, asked)
-    assert "share" not in truth._judged(other, "saliency", 0, asked)[0]  # a slope per pixel, and one per mel cell
-    (later,) = truth._judged(other, way, 0, {})
-    assert "share" not in later  # nothing is compared with what was found in another run
+    for found, at in ((row, seen), (beside, heard)):
+        assert found["heat"] == pytest.approx(np.abs(at.heat.values).sum(), rel=0.02) and found["heat"] > at.heat.values.sum()
+        assert found["brings"] == pytest.approx(at.score - at.score_without, abs=1e-4)
+    table = tables.summary(pd.DataFrame([row, beside])).set_index(["question", "explained"])
+    assert table.loc[("colour", MODEL), "sound"] == pytest.approx(beside["heat"] / (beside["heat"] + row["heat"]))
+    assert 0 <= row["error"] < 0.1 and "beats" not in row and "error" not in beside
+    assert "heat" not in truth._judged(other, "saliency", 0)[0]  # a slope per pixel, and one per mel cell
+    unknown = next(c for c in known if c.kind == "colour" and c.explained == OTHER[RANDOM])
+    assert truth._judged(unknown, way, 0) and truth._judged(unknown, "saliency", 0) == []
 
 
 def test_the_other_thing_is_judged_as_the_one_that_was_asked_about(known: list[truth.Case]) -> None:
     way = "attention"  # it sees two things, and not which is meant
-    case = next(c for c in known if c.kind == "colour" and c.control == "model")
-    (row,) = truth._judged(case, way, 0, {})
+    case = next(c for c in known if c.kind == "colour" and c.explained == MODEL)
+    (row,) = truth._judged(case, way, 0)
     turned = dataclasses.replace(case, cause=case.distractor, distractor=case.cause)
-    (other,) = truth._judged(turned, way, 0, {})
+    (other,) = truth._judged(turned, way, 0)
     assert {row["pointing"], row["distractor"]} == {0, 1}
     assert (other["pointing"], other["distractor"]) == (row["distractor"], row["pointing"])
-    (heard,) = truth._judged(next(c for c in known if c.branch == "audio"), way, 0, {})
-    assert "distractor" not in heard
+    assert row["which"] == row["pointing"] and other["which"] == other["pointing"]
+    (both,) = truth._judged(dataclasses.replace(case, distractor=case.cause), way, 0)
+    assert "which" not in both  # on none of the two, or on both, it tells nothing of which
+    (heard,) = truth._judged(next(c for c in known if c.branch == "audio"), way, 0)
+    assert "distractor" not in heard and "which" not in heard
 
 
-def test_shares_are_of_maps_and_not_of_kinds() -> None:
-    rows = pd.DataFrame(
-        [{"question": "shape", "explained": "model", "way": "w", "beats": 1.0}]
-        + [{"question": "hear", "explained": "model", "way": "w", "beats": 0.0}] * 9
-    ).assign(pointing=1.0, mass=1.0, area=0.1, rank=1.0, chance=0.1, forwards=1, backwards=0, seconds=0.1)
-    text = truth.markdown(truth._table(rows))
-    assert "| true (n 10) |" in text and "| 0.10 |" in text
-
-
-def test_chance_stands_under_the_ways_it_is_of() -> None:
-    ways = [("a", 0.1), ("b", 0.1), ("tubes", 0.3), ("c", 0.1)]
-    rows = pd.DataFrame(
-        [
-            {"question": kind, "explained": sort, "way": way}
-            | {"chance": (chance if kind == "shape" else 0.125) * (1 if sort == "model" else 2)}
-            for way, chance in ways
-            for kind in ("shape", "hear")
-            for sort in ("model", "random weights")
-            if (way, kind) != ("tubes", "hear")
-        ]
-    ).assign(pointing=1.0, mass=1.0, area=0.1, rank=1.0, forwards=1, backwards=2, seconds=0.1)
-    table = truth._table(rows)
-    assert truth.markdown(table).splitlines()[2].split("|")[4].strip() == "-"  # no map was judged by another thing
-    rows["distractor"] = np.where(rows["question"] == "shape", np.where(rows["explained"] == "model", 0.4, 0.6), np.nan)
-    of_controls = np.where(rows["question"] == "shape", 0.25, 0.75)
-    rows["share"] = np.where(rows["explained"] == "model", np.nan, of_controls)
-    table = truth._table(rows)
-    first, second = truth.markdown(table).split("\n\n")
-    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in first.splitlines()[2:]]
-    assert [line[0] for line in cells] == ["a", "b", "*chance*", "tubes", "*chance*", "c", "*chance*"]
-    assert cells[2][1:3] == ["0.10", "0.12"] and cells[4][1:3] == ["0.30", "-"] and cells[3][1:3] == ["1.00", "-"]
-    assert cells[0][3:] == ["0.40", "1.00", "1", "2", "0.1"]
-    assert first.splitlines()[0].split("|")[4].strip() == "other thing"
-    assert second.splitlines()[2] == "| a | 1.00 / 0.60 | 1.00 | 0.25 | 0.75 |"
-    assert "random weights, looking: thing / other thing (n 1)" in second and "random weights, listening (n 1)" in second
-    chances = [line.split("|")[2].strip() for line in second.splitlines() if "chance" in line]
-    assert chances == ["0.20", "0.60", "0.20"]
-    drawn = figures.truth(table)
-    for axes, of_model in zip(drawn.axes, ([0.1, 0.1, 0.3, 0.1], [0.125] * 3), strict=True):
-        own, control = [line for line in axes.lines if line.get_marker() == "|" and line.get_linestyle() == "None"]
-        assert own.get_xdata().tolist() == pytest.approx(of_model)
-        assert control.get_xdata().tolist() == pytest.approx([2 * chance for chance in of_model])  # each beside its own sign
-        assert (control.get_ydata() - own.get_ydata()).tolist() == pytest.approx([0.18] * len(of_model))
-    assert [line.get_label() for line in drawn.axes[0].lines].count("chance") == 1
-    crosses = [[line.get_xdata().tolist() for line in axes.lines if line.get_marker() == "x"] for axes in drawn.axes]
-    assert crosses == [[[0.4] * 4], []]
+def test_judged_by_the_causes_of_other_clips(known: list[truth.Case]) -> None:
+    """A way that always looks at the same place is as often right about other clips."""
+    for case in known:
+        if case.explained == MODEL:  # of two clips: the other one's two things, and its one sound
+            assert case.elsewhere.shape == ((2, 8, 8, 8) if case.branch == "video" else (1, 8))
+            assert case.cause is not None and not any(np.array_equal(case.cause, other) for other in case.elsewhere)
+        if case.explained == SWAPPED:
+            assert len(case.elsewhere) == 0  # the other clip's sound is the cause itself
+    case = next(c for c in known if c.explained == MODEL and c.branch == "video")
+    (row,) = truth._judged(case, "attention", 0)
+    turned = dataclasses.replace(case, elsewhere=np.stack([case.cause, case.cause, case.distractor]))
+    (again,) = truth._judged(turned, "attention", 0)
+    assert again["elsewhere"] == pytest.approx((2 * row["pointing"] + row["distractor"]) / 3)
+    assert "elsewhere" not in truth._judged(dataclasses.replace(case, elsewhere=case.elsewhere[:0]), "attention", 0)[0]
 
 
 def test_in_two_processes_it_is_the_same(boxed: VideoLlama) -> None:
@@ -229,14 +270,19 @@ def test_the_best_way_and_chance(boxed: VideoLlama) -> None:
     ways = ["integrated gradients, features, rather", "grad-cam"]
     table = truth.compare(boxed, 2, seed=2000, ways=ways, controls=19, quiet=True)
     rows = table.set_index(["explained", "way", "question"]).sort_index()
-    best = rows.loc[("model", ways[0])]
-    assert best["rank"].mean() > 0.7 and best["pointing"].mean() > 0.5
-    assert best.loc["hear", "pointing"] == best.loc["source", "pointing"] == 1
+    best = rows.loc[(MODEL, ways[0])]
+    assert best.loc["looking", "rank"] > 0.6 and best.loc["looking", "pointing"] > 0.5
+    assert best.loc["hear", "pointing"] == best.loc["source", "pointing"] == best.loc["listening", "pointing"] == 1
     tested = table[table["beats"].notna()]
-    assert set(tested["explained"]) == {"model"} and (tested["tested"] == 1).all()
-    assert set(tested["beats"]) <= {0, 1} and tested.loc[tested["way"] == ways[0], "beats"].mean() > 0.5
+    assert set(tested["explained"]) == {MODEL}
+    of_kinds = tested[~tested["question"].isin(tables.POOLED)]
+    assert (of_kinds["tested"] == 1).all()
+    assert set(of_kinds["beats"]) <= {0, 1} and of_kinds.loc[of_kinds["way"] == ways[0], "beats"].mean() > 0.5
     assert np.allclose(tested["gain"], tested["insertion"] - tested["deletion"], atol=1e-6)
-    text = truth.markdown(table)
+    swapped = rows.loc[(SWAPPED, ways[0], "listening")]
+    assert swapped["pointing"] == 1 and swapped["distractor"] == 0  # the heat has followed the sound
+    assert best.loc["looking", "sound"] + 0.2 < best.loc["listening", "sound"]
+    text = tables.markdown(table)
     assert text.splitlines()[0].startswith("| way | shape (n ") and "*chance*" in text
     figure = figures.truth(table)
     assert "Best ways: shape: integrated gradients, features, rather" in figure.alt
@@ -245,6 +291,10 @@ def test_the_best_way_and_chance(boxed: VideoLlama) -> None:
         figures.truth(pd.DataFrame({"a": [1]}))
 
 
-def test_seeds_of_training_are_refused(boxed: VideoLlama, tmp_path: Path) -> None:
+def test_what_is_refused(boxed: VideoLlama) -> None:
     with pytest.raises(VltError, match="seed"):
         truth.compare(boxed, 2, seed=10)
+    with pytest.raises(VltError, match="1 clips; needed are 2"):
+        truth.compare(boxed, 1, seed=2000)
+    with pytest.raises(VltError, match="no way 'nope'; all: saliency; "):
+        truth.compare(boxed, 2, seed=2000, ways=["nope"])

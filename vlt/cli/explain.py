@@ -161,8 +161,6 @@ def _row(heat: Attribution, truth: Faithfulness | None) -> dict[str, Any]:
 
 def _print(answer: str, rows: list[dict[str, Any]]) -> None:
     terminal.out.print(f"[bold]answer[/bold]  {escape(terminal.printable(answer))}", highlight=False)
-    from vlt.explain.attribution import LITTLE
-
     measured = ["deletion (random)", "insertion (random)", "true", "of whole ones"] if "faithfulness" in rows[0] else []
     table = Table("at", "hottest", "score", "without", *measured, box=None, header_style="bold")
     for row in rows:
@@ -174,8 +172,7 @@ def _print(answer: str, rows: list[dict[str, Any]]) -> None:
             whole = [
                 f"{_yes(true)}, p {row['p of them']:.2f}" for name, true in row.items() if name.startswith("true of whole ")
             ]
-            little = abs(row["score"] - row["score_without"]) < LITTLE
-            cells += ["nothing to explain"] if little else [f"{_yes(row['true'])}, p {row['p']:.2f}", *whole]
+            cells += [f"{_yes(row['true'])}, p {row['p']:.2f}", *whole]
         table.add_row(row["at"], escape(terminal.printable(hottest)), *cells)
     terminal.out.print(table)
     for row in rows:
@@ -196,21 +193,22 @@ def truth(
     seed: Annotated[int, typer.Option(help="Of the clips; the box was trained on those below 1000.", min=1000)] = 1000,
     way: Annotated[list[str] | None, typer.Option(help="Only this way; a wrong one lists all.", show_default=False)] = None,
     controls: Annotated[
-        int, typer.Option(help="Random maps, to measure faithfulness beside, 19 at least; 0 measures none.", min=0)
+        int, typer.Option(help="Random maps, to measure faithfulness beside, 19 at least; 0: only that is left out.", min=0)
     ] = 19,
     processes: Annotated[int, typer.Option(help="Clips that are explained at a time.", min=1, max=64)] = 1,
     model: Annotated[str, typer.Option(help="'box', or a folder that knows the small world.")] = "box",
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the rows here.", show_default=False)] = None,
     figure: Annotated[Path | None, typer.Option(help="Draw them here (png, svg or pdf).", show_default=False)] = None,
 ) -> None:
-    """Do explanations point at the cause? In the small world it is known: methods x kinds of question, with controls."""
+    """Do explanations point at the cause? In the small world it is known: methods x kinds of question, with checks."""
     terminal.check_file(json_file)
     terminal.check_figure(figure)
     from vlt.model.load import load
+    from vlt.train import tables
     from vlt.train import truth as judged
 
     table = judged.compare(load(model), clips, seed, way or (), controls, processes)
-    terminal.hand_out(judged.markdown(table), json.loads(table.to_json(orient="records")), json_file)
+    terminal.hand_out(tables.markdown(table), json.loads(table.to_json(orient="records")), json_file)
     if figure is not None:
         from vlt.view import figures
 

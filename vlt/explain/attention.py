@@ -26,10 +26,16 @@ READ = {
 }
 
 
+def asks(at: str) -> bool:
+    """Does raw attention to this stage hang on the question, and on the word of the answer?"""
+    return at == "prefix"
+
+
 def attention(task: Task) -> Tensor:
     """Raw attention of the last layer, mean over heads. At the prefix the place that predicts the word looks; elsewhere the
-    stage's own Q-Former (its queries' mean) or ImageBind's class token, which know nothing of the question; so it is
-    nowhere comparable with that at another stage, and there is none at "parts". Unsigned."""
+    stage's own Q-Former (its queries' mean) or ImageBind's class token, which know nothing of the question: the map is the
+    same for every question and word. So it is nowhere comparable with that at another stage, and there is none at "parts".
+    Unsigned."""
     name = READ[task.scorer.at]
     return _at_stage(task, "attention", lambda run, word: {name: _raw(run, name, word)})
 
@@ -48,7 +54,9 @@ def _at_stage(task: Task, how: str, read: Any) -> Tensor:
     run, target = task.scorer.run, task.scorer.target
     if isinstance(target, tuple | list):
         raise VltError(f"{how} follows one word, or each of the answer's; it knows no contrast ({target!r})")
-    words = range(len(run.answer.tokens)) if target == "answer" else [run.word(target)]
+    words = list(range(len(run.answer.tokens))) if target == "answer" else [run.word(target)]
+    if how == "attention" and not asks(task.scorer.at):
+        words = words[:1]
     with task.bar(len(words)):
         heat = torch.stack([_of_word(task, read(run, word)) for word in words]).mean(0)
     task.scorer.forwards += len(words)

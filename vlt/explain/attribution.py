@@ -48,6 +48,8 @@ UNSIGNED = (*READ_ATTENTION, "saliency", "smoothgrad", "grad_cam")
 COMPLETE = ("integrated_gradients", "gradient_shap", "shapley_sampling", "kernel_shap")
 # Whose heat on pictures is in the same units as that on sound: nats, or shares of what the answer was read from.
 COMPARABLE = (*COMPLETE, "gradient_x_input", "rollout")
+# Whose heat is nats of the target's score.
+IN_NATS = (*COMPLETE, "gradient_x_input", "occlusion", "ablation")
 NOISY = 0.25  # of the hottest cell, a standard error above which there is more noise than map
 LITTLE = 0.1  # nats that all places together bring, below which there is nothing much to explain
 # Along which axes an eighth of the third (height, or mel) is one cell, where `cells` does not tell otherwise.
@@ -81,17 +83,28 @@ class Attribution:
     task: Task = dataclasses.field(repr=False)
 
     @property
+    def little(self) -> bool:
+        """Do all places together bring next to nothing, and no cell much, as far as the method's heat is in nats?"""
+        alike = abs(self.score - self.score_without) < LITTLE
+        return alike and (self.method not in IN_NATS or self._hottest < LITTLE)
+
+    @property
+    def _hottest(self) -> float:
+        """Of the cells, without their signs."""
+        return float(np.abs(np.bincount(self.task.numbers.ravel(), self.heat.values.ravel())).max())
+
+    @property
     def warnings(self) -> list[str]:
         """What must stand beside the heat, whatever its truth; mostly nothing."""
         brings, out = self.score - self.score_without, []
         if abs(brings) < LITTLE:
-            out.append(f"The score is {self.score:.2g} with all of it and {self.score_without:.2g} without: little to explain.")
+            why = "little to explain" if self.little else "what speaks for it and what speaks against it cancel"
+            out.append(f"The score is {self.score:.2g} with all of it and {self.score_without:.2g} without: {why}.")
         if methods.missed(self.error, brings):
             more = "n_steps" if self.method == "integrated_gradients" else "n_samples"
             asked = f" ({more} = {self.options[more]})" if more in self.options else ""
             out.append(f"The heat sums to {brings + self.error:.2f} and should to {brings:.2f}: ask for more {more}{asked}.")
-        cells = np.bincount(self.task.numbers.ravel(), self.heat.values.ravel())
-        if self.noise > NOISY * np.abs(cells).max():
+        if self.noise > NOISY * self._hottest:
             out.append(
                 f"Another draw gives another map: a cell's standard error is up to {self.noise:.2g}, ask for more n_samples."
             )
@@ -103,6 +116,8 @@ class Attribution:
         text = f"{self.method.replace('_', ' ')} at {self.at}"
         if self.method not in NO_BASELINE:
             text += f"; baseline: {self.baseline}"
+        if self.method == "attention" and not attention.asks(self.at):
+            text += "; the same for every question and word"
         if self.task.smooth:
             text += f"; smoothed over {self.task.smooth:g} patches"
         if self.noise == self.noise:

@@ -217,7 +217,7 @@ def gradient_shap(task: Task, n_samples: int = 25) -> Tensor:
 
 def grad_cam(task: Task) -> Tensor:
     """Grad-CAM (Selvaraju et al., arXiv 1610.02391): a place's numbers, weighted by their gradients' mean over the places
-    of the same frame, or over all segments or queries, where above 0. Unsigned."""
+    of the same frame (patches, the class token's is of none), or over all segments or queries, where above 0. Unsigned."""
     (width,) = task.widths
     with torch.enable_grad():
         x = task.leaf()
@@ -228,6 +228,8 @@ def grad_cam(task: Task) -> Tensor:
         slope = slope.unflatten(1, (n_frames, -1)).mean(2).repeat_interleave(x.shape[1] // n_frames, dim=1)
     else:
         first = 2 if x.ndim == 4 else 1  # each frame is a picture of its own
+        if task.scorer.at == "patches":
+            slope = slope[:, :, 1:]
         slope = slope.mean(dim=[i for i in range(first, x.ndim) if i != width], keepdim=True)
     return (slope * x.detach()).sum(dim=width).clamp(min=0)[0]
 

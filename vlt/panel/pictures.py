@@ -15,7 +15,7 @@ import xarray as xr
 from PIL import Image
 
 from vlt.errors import VltError, nearest
-from vlt.explain.attribution import COMPARABLE, COMPLETE, LITTLE, METHODS, UNSIGNED, attribute
+from vlt.explain.attribution import COMPARABLE, IN_NATS, METHODS, UNSIGNED, attribute
 from vlt.inputs import audio
 from vlt.inputs.video import denormalise
 from vlt.model import box, stages
@@ -153,7 +153,7 @@ def heat(
         name, nowhere = ("frame", "the class tokens") if seen else ("segment", "padding behind the sound's end")
         grid, bars = (_on_patches if seen else _on_sound)(run, at_stage.heat)
         found |= {f"{name}s": _rounded(grid), f"{name}_bars": _rounded(bars)}
-        found["little"] += [f"{name}s"] if abs(at_stage.score - at_stage.score_without) < LITTLE else []
+        found["little"] += [f"{name}s"] if at_stage.little else []
         found["seconds"] += at_stage.seconds
         warnings = list(at_stage.warnings)
         if grid is not None and abs(off := float(bars.sum() - grid.sum())) > MUCH * float(np.abs(grid).sum()):
@@ -181,7 +181,7 @@ def _ways(run: Trace, method: str) -> list[tuple[str, dict[str, Any]]]:
 
 
 def _unit(method: str) -> str:
-    if method in (*COMPLETE, *TAKING_AWAY, "gradient_x_input"):
+    if method in IN_NATS:
         return "nats of log p"
     return "shares of attention" if method in ("attention", "rollout") else "a unit of its own"
 

@@ -25,30 +25,48 @@ def judge(heat: np.ndarray, cause: np.ndarray, cells: Mapping[str, int] | None =
     pointing, by a map that knows nothing. Raises `VltError` where the cause is nowhere, or everywhere, for heat that is no
     number, and for cells that are no whole patches or do not tile the picture.
     """
-    if not np.isfinite(heat).all():
-        raise VltError("this heat has numbers that are not finite (nan or infinity): it points nowhere")
-    grid, own = on_grid(heat, cause), cause > (COVERED if cause.ndim > 1 else 0)
-    if cells and cause.ndim > 1:
-        patch = heat.shape[1] // cause.shape[1]
-        sides = [cells.get(axis, 1) for axis in ("height", "width")]
-        sizes = [cells.get("frame", 1), *(max(1, side // patch) for side in sides)]
-        whole = all(side <= patch or side % patch == 0 for side in sides)
-        if not whole or any(n % size for n, size in zip(cause.shape, sizes, strict=True)):
-            raise VltError(f"cells {dict(cells)} do not tile {' x '.join(map(str, cause.shape))} patches of {patch} pixels")
-        grid, own, cause = _blocks(grid, sizes).sum(-1), _blocks(own, sizes).max(-1), _blocks(cause, sizes).mean(-1)
+    grid, own, cause = _on_cells(heat, cause, cells)
     if not own.any() or own.all():
         raise VltError("a cause is somewhere, and not everywhere")
-    top = grid >= grid.max() - 1e-6 * max(float(np.abs(grid).max()), 1e-30)
     above = grid.clip(min=0)
     ranks = pd.Series(grid.ravel()).rank().to_numpy().reshape(grid.shape)
     n, m = int(own.sum()), int((~own).sum())
     return {
-        "pointing": float(own[top].mean()),
+        "pointing": _points(grid, own),
         "mass": float((above * cause).sum() / above.sum()) if above.any() else float(cause.mean()),
         "area": float(cause.mean()),
         "rank": float((ranks[own].sum() - n * (n + 1) / 2) / (n * m)),
         "chance": float(own.mean()),
     }
+
+
+def points(heat: np.ndarray, cause: np.ndarray, cells: Mapping[str, int] | None = None) -> float:
+    """The pointing of `judge` alone, also to what is nowhere."""
+    grid, own, _ = _on_cells(heat, cause, cells)
+    return _points(grid, own)
+
+
+def _points(grid: np.ndarray, own: np.ndarray) -> float:
+    top = grid >= grid.max() - 1e-6 * max(float(np.abs(grid).max()), 1e-30)
+    return float(own[top].mean())
+
+
+def _on_cells(
+    heat: np.ndarray, cause: np.ndarray, cells: Mapping[str, int] | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Heat summed over the cells that it is judged by, which of them are of the cause, and how much of each is."""
+    if not np.isfinite(heat).all():
+        raise VltError("this heat has numbers that are not finite (nan or infinity): it points nowhere")
+    grid, own = on_grid(heat, cause), cause > (COVERED if cause.ndim > 1 else 0)
+    if not cells or cause.ndim == 1:
+        return grid, own, cause
+    patch = heat.shape[1] // cause.shape[1]
+    sides = [cells.get(axis, 1) for axis in ("height", "width")]
+    sizes = [cells.get("frame", 1), *(max(1, side // patch) for side in sides)]
+    whole = all(side <= patch or side % patch == 0 for side in sides)
+    if not whole or any(n % size for n, size in zip(cause.shape, sizes, strict=True)):
+        raise VltError(f"cells {dict(cells)} do not tile {' x '.join(map(str, cause.shape))} patches of {patch} pixels")
+    return _blocks(grid, sizes).sum(-1), _blocks(own, sizes).max(-1), _blocks(cause, sizes).mean(-1)
 
 
 def on_grid(heat: np.ndarray, cause: np.ndarray) -> np.ndarray:

@@ -1,11 +1,10 @@
 """Do explanations point at the cause? In the small world it is known: which pixels are of the object that was asked about,
-and which segment holds the sound. Methods x kinds of question, beside controls that must come out at chance."""
+and which segment holds the sound. Methods x kinds of question, beside what must not find it."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import math
 import multiprocessing
 import tempfile
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -21,19 +20,18 @@ from tqdm.auto import tqdm
 
 from vlt.errors import VltError
 from vlt.explain.attribution import COMPARABLE, Attribution, attribute
-from vlt.explain.faithfulness import ENOUGH, LEVEL, check_controls, faithfulness
+from vlt.explain.faithfulness import ENOUGH, check_controls, faithfulness
 from vlt.inputs.clip import Clip
 from vlt.model.video_llama import VideoLlama
 from vlt.probe import edits
 from vlt.probe.trace import Trace, trace
-from vlt.train import box, evaluate, talk, world
-from vlt.train.pointing import judge
+from vlt.train import box, evaluate, pointing, tables, talk, world
+from vlt.train.tables import LISTEN, LOOK, MODEL, OTHER, RANDOM, SWAPPED
 from vlt.train.talk import Talk
 from vlt.train.world import Scene
 
-LOOK, LISTEN = ("shape", "colour", "motion"), ("hear", "source")
-# Of every so many clips the maps' faithfulness is measured, and the controls are explained.
-_TESTED, _CONTROLLED = 4, 2
+# Of every so many clips the maps' faithfulness is measured, and the checks are made.
+_TESTED, _CHECKED = 4, 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,27 +74,31 @@ WAYS = {
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A question that the model answers rightly, and where the cause is. run: as it is explained. branch: on which heat is
-    judged. word: of the answer, that is explained; rather: than which. cause [frame, row, column] or [segment]: how much
-    of each cell of the grid is of it, 0 to 1; distractor: of the thing that was not asked about, on pictures. number: of the
-    scene."""
+    """A question that the model answers rightly, and where the cause is. explained: one of `tables`. run: as it is
+    explained. branch: on which heat is judged. word: of the answer, that is explained; rather: than which. cause [frame, row,
+    column] or [segment]: how much of each cell of the grid is of it, 0 to 1, None where there is none; distractor: of the
+    thing that was not asked about, of the segment that sounded before, or None; elsewhere [cause, ...]: of other clips.
+    number: of the scene."""
 
     kind: str
-    control: str
+    explained: str
     run: Trace
     branch: str
     word: str
     rather: str
-    cause: np.ndarray
+    cause: np.ndarray | None
     distractor: np.ndarray | None
+    elsewhere: np.ndarray
     number: int
 
 
 def cases(model: VideoLlama, scenes: Sequence[Scene], folder: Path, i: int) -> Iterator[Case]:
     """Of a scene, whose file is in the folder, one question of every kind, where the answer is right, and would be another
-    of the other thing (two things may move alike); of every second scene the controls too."""
-    made, stranger = scenes[i], box.newborn(0).eval().requires_grad_(False)
-    nn.Module.to(stranger, model.device)
+    of the other thing (two things may move alike); of every second scene the checks too."""
+    made, stranger = scenes[i], None
+    if i % _CHECKED == 0:
+        stranger = box.newborn(made.seed).eval().requires_grad_(False)  # another for every clip: each has tastes of its own
+        nn.Module.to(stranger, model.device)
     clip, draw = Clip(folder / f"{i}.mp4"), np.random.default_rng([made.seed, 11])
     thing = int(draw.integers(len(made.things)))
     asked = [t for t in talk.seen(made, draw) if t.kind in LOOK and _about(t, made, thing)]
@@ -105,7 +107,7 @@ def cases(model: VideoLlama, scenes: Sequence[Scene], folder: Path, i: int) -> I
         run = trace(model, clip, t.question)
         word, rather = _words(t.kind, made, thing)
         if run.answer.text == t.answer and word != rather:
-            yield from _with_controls(stranger, scenes, i, t, thing, run)
+            yield from _with_checks(stranger, scenes, i, t, thing, run)
 
 
 def _about(asked: Talk, made: Scene, thing: int) -> bool:
@@ -113,31 +115,43 @@ def _about(asked: Talk, made: Scene, thing: int) -> bool:
     return (known.colour if asked.kind == "shape" else known.shape) in asked.question
 
 
-def _with_controls(
-    stranger: VideoLlama, scenes: Sequence[Scene], i: int, asked: Talk, thing: int, run: Trace
+def _with_checks(
+    stranger: VideoLlama | None, scenes: Sequence[Scene], i: int, asked: Talk, thing: int, run: Trace
 ) -> Iterator[Case]:
-    made = scenes[i]
+    made, others = scenes[i], [other for k, other in enumerate(scenes) if k != i]
     looks = asked.kind in LOOK
     seen, heard = _seen(made, run), np.array(made.heard, dtype=float)
-    pictures: dict[str, Any] = {"branch": "video", "cause": seen[thing], "distractor": seen[1 - thing]}
-    sound: dict[str, Any] = {"branch": "audio", "cause": heard, "distractor": None}
+    # Asked about a sound, what makes it is what there is to find in the pictures, if it is there.
+    found = thing if looks else made.source
+    pair = (None, None) if found is None else (seen[found], seen[1 - found])
+    pictures: dict[str, Any] = {"branch": "video", "elsewhere": np.concatenate([_seen(other, run) for other in others])}
+    pictures |= dict(zip(("cause", "distractor"), pair, strict=True))
+    sound: dict[str, Any] = {"branch": "audio", "elsewhere": np.array([other.heard for other in others], dtype=float)}
+    sound |= {"cause": heard, "distractor": None}
     asked_about, other = (pictures, sound) if looks else (sound, pictures)
     word, rather = _words(asked.kind, made, thing)
-    case = Case(asked.kind, "model", run, word=word, rather=rather, number=i, **asked_about)
+    case = Case(asked.kind, MODEL, run, word=word, rather=rather, number=i, **asked_about)
     yield case
-    if i % _CONTROLLED:
+    if stranger is None:
         return
-    unknown = trace(stranger, run.clip, asked.question, answer=asked.answer)
-    yield dataclasses.replace(case, control="random weights", run=unknown)
+    yield dataclasses.replace(case, explained=OTHER[MODEL], **other)
+    unknown = dataclasses.replace(case, explained=RANDOM, run=trace(stranger, run.clip, asked.question, answer=asked.answer))
+    yield unknown
+    yield dataclasses.replace(unknown, explained=OTHER[RANDOM], **other)
     if not looks and (swapped := _swapped(run, scenes, i)) is not None:
         again, sounding = swapped
         word, rather = _words(asked.kind, sounding, thing)
-        yield dataclasses.replace(case, control="sound swapped", run=again, word=word, rather=rather)
-    yield dataclasses.replace(case, control="other branch", **other)
+        told: dict[str, Any] = {"cause": np.array(sounding.heard, dtype=float), "distractor": heard}
+        told["elsewhere"] = np.array([each.heard for each in others if each is not sounding], dtype=float)
+        yield dataclasses.replace(case, explained=SWAPPED, run=again, word=word, rather=rather, **told)
 
 
 def _words(kind: str, made: Scene, thing: int) -> tuple[str, str]:
-    """The word of the answer that is explained, and another that might stand there."""
+    """The word of the answer that is explained, and another that might stand there. Of a motion, where the true answers
+    about the two things part: at the verb, if one of them stays still."""
+    if kind == "motion":
+        both = [talk.moves(each).split() for each in (made.things[thing], made.things[1 - thing])]
+        return next(((a, b) for a, b in zip(*both, strict=True) if a != b), (both[0][-1],) * 2)
     if kind in LOOK:
         return getattr(made.things[thing], kind), getattr(made.things[1 - thing], kind)
     word, other = str(made.voice), _next(made.voice)
@@ -151,7 +165,7 @@ def _next(voice: str | None) -> str:
 
 def _swapped(run: Trace, scenes: Sequence[Scene], i: int) -> tuple[Trace, Scene] | None:
     """The same pictures with the sound of the next clip that sounds otherwise and elsewhere, and that clip's scene; None
-    where it is not answered rightly. The cause stays where the sound was before: now nothing is to be found there."""
+    where it is not answered rightly. Heat must follow the sound."""
     made = scenes[i]
     for j in (k % len(scenes) for k in range(i + 1, i + len(scenes))):
         other = scenes[j]
@@ -180,24 +194,38 @@ def compare(
     processes: int = 1,
     quiet: bool = False,
 ) -> pd.DataFrame:
-    """A row for every kind of question, what is explained and way: n maps; the means of `judge`, "x low" and "x high" their
-    95 % intervals (Wilson's of pointing and beats, normal ones else); deletion, insertion and gain less the mean of
-    `controls` random maps', and beats: the share of the tested maps that are true by `vlt.faithfulness` (of maps that know
-    nothing 0.05 to 0.08; controls 0: not measured); error: the median of |what the heat's sum misses| / |what all places
-    bring|, where a method promises completeness; forwards and backwards of the language model and seconds, of one map;
-    distractor, without interval: on pictures, how often the hottest place is of the thing that was not asked about (of ways
-    that only see that something is there, as often as of the other; squares and tubes may be of both); asked about a sound,
-    of the control "other branch", cause and distractor are a thing by lot and the other one; share, without interval: of
-    the control "other branch", how much of the heat of all frames and segments, each summed and without its sign, is on the
-    branch that was not asked about (of methods whose heat on both can be compared).
+    """How every way did, by kind of question, of `clips` new clips with two objects and one sound: see `tables.summary`.
 
-    Of every clip, with two objects and one sound, one question of every kind, where the model answers rightly; of every
-    fourth clip faithfulness, of every second the controls too. ways: of `WAYS`, by default all. processes: clips that are
-    explained at a time; the rows are the same, but for the seconds. Interrupted (Ctrl-C), it returns what is done.
+    Of every clip one question of every kind, where the model answers rightly; of every fourth clip faithfulness beside so
+    many `controls` (0: it is not measured), of every second the checks: random weights, other for every clip; the branch
+    that the question is not about; the sound of another clip. ways: of `WAYS`, by default all. processes: clips that are
+    explained at a time; the rows are the same, but for the seconds. Interrupted (Ctrl-C), it returns what is done. Raises
+    `VltError` for seeds that the box was trained on, fewer than two clips, and ways that are none.
     """
+    return tables.summary(maps(model, clips, seed, ways, controls, processes, quiet))
+
+
+def maps(
+    model: VideoLlama,
+    clips: int,
+    seed: int = 1000,
+    ways: Sequence[str] = (),
+    controls: int = ENOUGH,
+    processes: int = 1,
+    quiet: bool = False,
+) -> pd.DataFrame:
+    """A row for every map of `compare`: clip, question, explained and way; what `pointing.judge` found; distractor: is the
+    hottest place of the thing that was not asked about (of a swapped sound, where it was before); which: on exactly one
+    of the two, is it the right one? elsewhere: is it of the causes of other clips, on average? heat: all of it, each place
+    without its sign, of methods whose heat on both branches can be compared, and brings: what the whole branch adds to the
+    score; deletion, insertion, gain: less the mean of random maps'; beats: is it true by `vlt.faithfulness`? error: what
+    the heat's sum misses, without its sign, in what all places bring, where a method promises completeness; forwards and
+    backwards of the language model, and seconds."""
     evaluate.check_seed(seed)
     if controls:
         check_controls(controls)
+    if clips < 2:
+        raise VltError(f"{clips} clips; needed are 2, as maps are judged by the causes of other clips too")
     if unknown := [way for way in ways if way not in WAYS]:
         raise VltError(f"no way {unknown[0]!r}; all: {'; '.join(WAYS)}")
     scenes = list(world.scenes(seed, clips, n_things=2, n_sounds=1))
@@ -214,7 +242,7 @@ def compare(
                 rows[i] = some
     if not any(rows.values()):
         raise VltError("no question was answered rightly: there is nothing to explain")
-    return _table(pd.DataFrame([row for _, some in sorted(rows.items()) for row in some]))
+    return pd.DataFrame([row for _, some in sorted(rows.items()) for row in some])
 
 
 def _each(
@@ -248,32 +276,37 @@ def _in_process(work: Callable[..., Any], i: int) -> list[dict[str, Any]]:
 def _explained(
     model: VideoLlama, i: int, scenes: Sequence[Scene], folder: Path, ways: Sequence[str], controls: int
 ) -> list[dict[str, Any]]:
-    asked: dict[tuple[Trace, str], float] = {}
-    return [row for case in cases(model, scenes, folder, i) for way in ways for row in _judged(case, way, controls, asked)]
+    return [row for case in cases(model, scenes, folder, i) for way in ways for row in _judged(case, way, controls)]
 
 
-def _judged(case: Case, way: str, controls: int, asked: dict[tuple[Trace, str], float]) -> list[dict[str, Any]]:
-    """asked: of a run and a way, how much heat there is on the branch that the question is about, for the control "other
-    branch", which comes later."""
+def _judged(case: Case, way: str, controls: int) -> list[dict[str, Any]]:
+    """One row, or none where the way is not measured."""
     how = WAYS[way]
     where = how.look if case.branch == "video" else how.listen
-    if where is None:
+    if where is None or (case.explained == OTHER[RANDOM] and how.method not in COMPARABLE):
         return []
     target: Any = (case.word, case.rather) if how.rather else case.word
     found = attribute(case.run, where[0], how.method, target, progress=False, batch=32, **where[1])
-    told = {"question": case.kind, "explained": case.control, "way": way}
-    cost = {"forwards": found.forwards, "backwards": found.backwards, "seconds": found.seconds}
-    heat = float(np.abs(found.heat.values.reshape(len(found.heat), -1).sum(1)).sum())
-    if case.control == "model":
-        asked[case.run, way] = heat
+    row: dict[str, Any] = {"clip": case.number, "question": case.kind, "explained": case.explained, "way": way}
+    row |= {"forwards": found.forwards, "backwards": found.backwards, "seconds": found.seconds}
+    if how.method in COMPARABLE:
+        row["heat"] = float(np.abs(found.heat.values).sum(dtype=float))
+        row["brings"] = found.score - found.score_without
+    if case.explained == MODEL:
         if found.error == found.error:
-            cost["error"] = abs(found.error) / max(abs(found.score - found.score_without), 1e-30)
-        cost |= _faithful(case, found, controls)
-    elif case.control == "other branch" and how.method in COMPARABLE and (case.run, way) in asked:
-        cost["share"] = heat / max(heat + asked[case.run, way], 1e-30)
-    judged = [judge(found.heat.values, of, where[1].get("cells", {})) for of in (case.cause, case.distractor) if of is not None]
-    beside = {"distractor": judged[1]["pointing"]} if len(judged) > 1 else {}
-    return [told | judged[0] | beside | cost]
+            row["error"] = abs(found.error) / max(abs(found.score - found.score_without), 1e-30)
+        row |= _faithful(case, found, controls)
+    if case.cause is None:
+        return [row]
+    heat, cells = found.heat.values, where[1].get("cells", {})
+    row |= pointing.judge(heat, case.cause, cells)
+    if len(case.elsewhere):
+        row["elsewhere"] = float(np.mean([pointing.points(heat, cause, cells) for cause in case.elsewhere]))
+    if case.distractor is not None:
+        row["distractor"] = pointing.points(heat, case.distractor, cells)
+        if (row["pointing"] > 0) != (row["distractor"] > 0):
+            row["which"] = float(row["pointing"] > 0)
+    return [row]
 
 
 def _faithful(case: Case, found: Attribution, controls: int) -> dict[str, float]:
@@ -282,100 +315,3 @@ def _faithful(case: Case, found: Attribution, controls: int) -> dict[str, float]
     true = faithfulness(found, steps=5, controls=controls, seed=case.number, progress=False)
     less = true.table["value"] - true.table["random"]
     return {measure: float(less[measure]) for measure in ("deletion", "insertion", "gain")} | {"beats": float(true.true)}
-
-
-def _table(rows: pd.DataFrame) -> pd.DataFrame:
-    rows = rows.sort_values("question", key=lambda kinds: kinds.map([*LOOK, *LISTEN].index), kind="stable")
-    out = []
-    for names, group in rows.groupby(["question", "explained", "way"], sort=False):
-        row: dict[str, Any] = dict(zip(("question", "explained", "way"), names, strict=True)) | {"n": len(group)}
-        for measure in group.columns[3:]:
-            values = group[measure].dropna()
-            if values.empty:
-                continue
-            row[measure] = float(values.median() if measure == "error" else values.mean())
-            if measure == "beats":
-                row["tested"] = len(values)
-            if measure in ("pointing", "beats"):
-                bounds = evaluate.wilson(row[measure] * len(values), len(values))
-                row |= dict(zip((f"{measure} low", f"{measure} high"), bounds, strict=True))
-            elif measure in ("mass", "rank", "deletion", "insertion", "gain"):
-                half = 1.96 * float(values.std(ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.nan
-                row |= {f"{measure} low": row[measure] - half, f"{measure} high": row[measure] + half}
-        out.append(row)
-    return pd.DataFrame(out)
-
-
-def markdown(table: pd.DataFrame) -> str:
-    """Two tables as text. How often each way points at the cause, by kind of question, and at the thing that was not asked
-    about, what share of its maps is true by `vlt.faithfulness`, and its cost; then the controls, asked to look and to
-    listen (on pictures: at the thing / at the other thing), and what share of all heat lies on the branch that was not asked
-    about. Chance is that of the rows above it."""
-    own = table[table["explained"] == "model"]
-    kinds = list(dict.fromkeys(own["question"]))
-    told = [f"true (n {int(own.groupby('way')['tested'].sum().max())})"] if "beats" in own else []
-    lines = []
-    for ways in _alike(own):
-        for way in ways:
-            rows = own[own["way"] == way].set_index("question")
-            tested = rows[rows["beats"].notna()] if told else rows[:0]
-            beats = [f"{np.average(tested['beats'], weights=tested['tested']):.2f}"] if len(tested) else ["-"] * len(told)
-            cost = [*(f"{rows[name].mean():.0f}" for name in ("forwards", "backwards")), f"{rows['seconds'].mean():.1f}"]
-            points = [*_by_kind(rows["pointing"], kinds), _mean(rows, "distractor")]
-            lines.append([way, *points, f"{rows['rank'].mean():.2f}", *beats, *cost])
-        chance = own[own["way"].isin(ways)].groupby("question")["chance"].mean()
-        lines.append(["*chance*", *_by_kind(chance, kinds), "", "0.50", *[f"{LEVEL}"] * len(told), "", "", ""])
-    n = own.groupby("question")["n"].max()
-    head = ["way", *(f"{k} (n {int(n[k])})" for k in kinds), "other thing", "rank", *told, "forwards", "backwards", "seconds"]
-    out = evaluate.as_table(head, lines)
-    rest = table[table["explained"] != "model"]
-    return out if rest.empty else f"{out}\n\n{_controls(rest, _alike(own))}"
-
-
-def _by_kind(values: pd.Series, kinds: Sequence[str]) -> list[str]:
-    return [f"{values[kind]:.2f}" if kind in values.index else "-" for kind in kinds]
-
-
-def _alike(own: pd.DataFrame) -> list[list[str]]:
-    """Ways in their order, those together that would get the same by chance."""
-    chance = own.pivot_table("chance", "way", "question")
-    out: list[list[str]] = []
-    for way in dict.fromkeys(own["way"]):
-        same = out and (chance.loc[way] - chance.loc[out[-1][0]]).abs().max() < 1e-9
-        out = [*out[:-1], [*out[-1], way]] if same else [*out, [way]]
-    return out
-
-
-def _mean(rows: pd.DataFrame, measure: str) -> str:
-    """Of all maps of the rows together."""
-    rows = rows[rows[measure].notna()] if measure in rows else rows[:0]
-    return f"{np.average(rows[measure], weights=rows['n']):.2f}" if len(rows) else "-"
-
-
-def _pair(part: pd.DataFrame) -> str:
-    return ": thing / other thing" if _mean(part, "distractor") != "-" else ""
-
-
-def _controls(rest: pd.DataFrame, groups: Sequence[Sequence[str]]) -> str:
-    sorts = list(dict.fromkeys(rest["explained"]))
-    asked = {"looking": rest["question"].isin(LOOK), "listening": rest["question"].isin(LISTEN)}
-    parts = {
-        f"{sort}, {name}{_pair(part)} (n {int(part.groupby('way')['n'].sum().max())})": part
-        for sort in sorts
-        for name, of in asked.items()
-        if len(part := rest[of & (rest["explained"] == sort)])
-    }
-
-    def points(part: pd.DataFrame) -> str:
-        other = _mean(part, "distractor")
-        return _mean(part, "pointing") + ("" if other == "-" else f" / {other}")
-
-    lines = []
-    for ways in groups:
-        for way in ways:
-            pointing = [points(part[part["way"] == way]) for part in parts.values()]
-            shares = [_mean(rest[of & (rest["way"] == way)], "share") for of in asked.values()]
-            lines.append([way, *pointing, *shares])
-        chances = [_mean(part[part["way"].isin(ways)], "chance") for part in parts.values()]
-        lines.append(["*chance*", *chances, "", ""])
-    return evaluate.as_table(["way", *parts, "heat on sound, looking", "heat on pictures, listening"], lines)

@@ -9,6 +9,7 @@ import pandas as pd
 import xarray as xr
 
 from vlt.errors import VltError
+from vlt.model.box import ASKED
 from vlt.view.drawing import (
     COLOURS,
     SIZE,
@@ -129,14 +130,16 @@ def curves(found: xr.DataArray, what: str = "", note: str = "") -> Figure:
 
 def truth(table: pd.DataFrame, measure: str = "pointing") -> Figure:
     """How often each way's hottest place is of the known cause: a panel for each kind of question, dots with 95 % intervals,
-    and each a stroke at what a map that knows nothing would get. Hollow signs are controls; crosses, of pointing, how often
-    the hottest place is of the thing that was not asked about.
+    and each a stroke at what a map that knows nothing would get. Hollow signs: in a model of random weights, and with the
+    sound of another clip, where that sounds; crosses, of pointing, how often the hottest place is of the thing that was not
+    asked about.
 
     table: what `vlt.train.truth.compare` gave. measure: "pointing", "mass" or "rank". Raises `VltError` for another table.
     """
     wanted = ("question", "explained", "way", measure, f"{measure} low", f"{measure} high", "chance", "area")
     if not isinstance(table, pd.DataFrame) or not len(table) or not set(wanted) <= set(table.columns):
         raise VltError(f"truth draws a table with columns {', '.join(wanted)}; this is a {type(table).__name__}")
+    table = table[table["question"].isin(ASKED) & ~table["explained"].str.startswith("other branch")]
     kinds, ways, sorts = (list(dict.fromkeys(table[name])) for name in ("question", "way", "explained"))
     figure = Figure(WIDTH, 0.75 + 0.22 * len(ways), layout="constrained")
     panels = figure.subplots(1, len(kinds), sharey=True, squeeze=False)[0]
@@ -163,7 +166,8 @@ def truth(table: pd.DataFrame, measure: str = "pointing") -> Figure:
         best.append(
             f"{kind}: {top['way']} {top[measure]:.2f} (chance {0.5 if measure == 'rank' else top[_BY_CHANCE[measure]]:.2f})"
         )
-        axes.set_title(f"{kind} (n {int(own['n'].max())})", fontsize=SIZE)
+        n = [str(int(mine[mine["explained"] == sort]["n"].max())) for sort in sorts if sort in set(mine["explained"])]
+        axes.set_title(f"{kind} (n {', '.join(n)})", fontsize=SIZE)
         axes.set_xlim(-0.02, 1.02)
         axes.set_xticks([0, 0.5, 1], ["0", ".5", "1"])
     panels[0].set_yticks(range(len(ways)), ways)
