@@ -66,17 +66,17 @@ def test_raw_attention(bell: Trace) -> None:
 def test_raw_attention_to_a_stage_knows_no_question(bell: Trace) -> None:
     """Away from the prefix it is read once, is the same whatever was asked and said, and the picture tells so."""
     other = trace(bell.model, bell.clip, "What colour is the circle?")
-    told = "the same for every question and word"
+    told = "Raw attention to this stage knows neither question nor word: the map is the same for all."
     for at in ("frames", "segment_tokens"):
         maps = [
             attribute(run, at, "attention", word, progress=False)
             for run, word in ((bell, "bell"), (bell, 0), (other, "answer"))
         ]
         assert all(np.array_equal(maps[0].heat, each.heat) for each in maps) and {each.forwards for each in maps} == {1}
-        assert all(told in each.told for each in maps) and told in maps[0].figure().alt
-        assert told not in attribute(bell, at, "rollout", "bell", progress=False).told
+        assert all(told in each.warnings for each in maps) and told in maps[0].figure().alt
+        assert told not in attribute(bell, at, "rollout", "bell", progress=False).warnings
     prefix = [attribute(bell, "prefix", "attention", word, progress=False) for word in ("bell", 0)]
-    assert not np.allclose(prefix[0].heat, prefix[1].heat) and told not in prefix[0].told
+    assert not np.allclose(prefix[0].heat, prefix[1].heat) and told not in prefix[0].warnings
     with pytest.raises(VltError, match="the answer has no word 'buzz'"):
         attribute(bell, "frames", "attention", "buzz", progress=False)
 

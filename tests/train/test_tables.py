@@ -37,7 +37,16 @@ def test_a_clip_counts_once() -> None:
     assert (looking["rank low"], looking["rank high"]) == pytest.approx((bounds.low, min(bounds.high, 1)))
     assert bounds.high > 1  # what is a share goes no further than 1
     assert np.isnan(found.loc["colour", "rank low"]) and found.loc["colour", "rank"] == 0.9  # one clip tells no spread
+    assert found.loc["looking", "mass"] == 1 and np.isnan(found.loc["looking", "mass low"])  # nor do clips that are alike
     assert "pointing low" in looking and "chance low" not in looking and "error" not in looking
+
+
+def test_differences_go_below_zero() -> None:
+    gains = [-2.0, 0.5, 3.0]
+    maps = pd.DataFrame([row(clip, "shape", gain=gain) for clip, gain in enumerate(gains)])
+    bounds = ttest_1samp(gains, 0).confidence_interval(0.95)
+    found = tables.summary(maps).loc[0, ["gain low", "gain high"]].tolist()
+    assert found == pytest.approx([bounds.low, bounds.high]) and found[0] < 0 and found[1] > 1
 
 
 def test_which_of_the_two_counts_maps_on_one_of_them() -> None:
@@ -45,7 +54,7 @@ def test_which_of_the_two_counts_maps_on_one_of_them() -> None:
         [row(0, "shape", which=1.0), row(0, "colour", which=0.0), row(1, "shape", which=1.0), row(2, "shape", which=np.nan)]
     )
     looking = tables.summary(maps).set_index("question").loc["looking"]
-    assert looking["which"] == pytest.approx((0.5 + 1) / 2) and looking["which n"] == 3 and looking["n"] == 4
+    assert looking["which"] == pytest.approx((0.5 + 1) / 2) and (looking["which clips"], looking["clips"]) == (2, 3)
     assert (looking["which low"], looking["which high"]) == pytest.approx(evaluate.wilson(1.5, 2))
 
 
@@ -71,11 +80,17 @@ def test_what_share_of_the_heat_is_on_sound() -> None:
     assert found.loc[(OTHER[MODEL], "shape"), "sound"] != found.loc[(OTHER[MODEL], "shape"), "sound"]  # nan: told once
 
 
-def test_what_is_true_is_of_maps_and_not_of_kinds() -> None:
-    maps = pd.DataFrame([row(0, "shape", beats=1.0), *(row(clip, "hear", beats=0.0) for clip in range(9))])
+def test_what_is_true_asked_to_look_and_to_listen() -> None:
+    maps = pd.DataFrame(
+        [row(0, kind, beats=beats) for kind, beats in (("shape", 1.0), ("colour", 0.0), ("motion", 0.0))]
+        + [row(1, "shape", beats=1.0), *(row(clip, "hear", beats=0.0) for clip in range(9))]
+    )
     text = tables.markdown(tables.summary(maps))
-    assert "| true (n 10) |" in text and text.splitlines()[2].split("|")[7].strip() == "0.10"
-    assert "0.05 to 0.08" in text.splitlines()[3] and "Checks" not in text
+    head, _, line, chance = ([cell.strip() for cell in each.strip("|").split("|")] for each in text.splitlines())
+    assert head[8:10] == ["true, looking (clips 2)", "true, listening (clips 9)"] and line[8:10] == ["0.67", "0.00"]
+    assert chance[8:10] == ["0.05 to 0.08"] * 2 and "Which thing" not in text
+    heard = tables.markdown(tables.summary(maps[maps["question"] == "hear"])).splitlines()
+    assert "| true, listening (clips 9) |" in heard[0] and "looking (" not in heard[0] and "| 0.00 |" in heard[2]
 
 
 def test_median_of_errors() -> None:
@@ -96,7 +111,7 @@ def test_chance_stands_under_the_ways_it_is_of() -> None:
         ]
     )
     table = tables.summary(maps)
-    first, _, second = tables.markdown(table).split("\n\n")
+    first, _, second, *_ = tables.markdown(table).split("\n\n")
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in first.splitlines()[2:]]
     assert [line[0] for line in cells] == ["a", "b", "*chance*", "tubes", "*chance*", "c", "*chance*"]
     assert cells[2][1:3] == ["0.10", "0.12"] and cells[4][1:3] == ["0.30", "-"] and cells[3][1:3] == ["1.00", "-"]
@@ -115,39 +130,61 @@ def test_chance_stands_under_the_ways_it_is_of() -> None:
 
 
 def test_every_check_stands_under_its_heading() -> None:
-    """Each number of its own."""
-    maps = pd.DataFrame(
-        [
-            row(0, "shape", which=0.11, elsewhere=0.12, heat=87.0, brings=1.0),
-            row(0, "shape", OTHER[MODEL], heat=13.0, brings=1.0),
-            row(0, "hear", heat=14.0, brings=1.0),
-            row(0, "hear", OTHER[MODEL], heat=86.0, brings=1.0),
-            row(0, "shape", RANDOM, which=0.15, heat=84.0, brings=1.0),
-            row(0, "shape", OTHER[RANDOM], heat=16.0, brings=1.0),
-            row(0, "hear", RANDOM, pointing=0.17, heat=18.0, brings=1.0),
-            row(0, "hear", OTHER[RANDOM], heat=82.0, brings=1.0),
-            row(0, "hear", SWAPPED, pointing=0.19, distractor=0.21),
+    """Each number of its own; random weights and the like are of fewer clips."""
+    maps = [
+        row(0, "shape", pointing=0.31, distractor=0.32, which=0.33, elsewhere=0.34, heat=87.0, brings=-2.0),
+        row(0, "shape", OTHER[MODEL], heat=13.0, brings=8.0),
+        row(0, "hear", pointing=0.41, heat=14.0, brings=3.0),
+        row(0, "hear", OTHER[MODEL], heat=86.0, brings=7.0),
+        row(0, "shape", RANDOM, pointing=0.51, distractor=0.52, which=0.53, heat=84.0, brings=1.0),
+        row(0, "shape", OTHER[RANDOM], heat=16.0, brings=1.0),
+        row(0, "hear", RANDOM, pointing=0.61, chance=0.125, heat=18.0, brings=1.0),
+        row(0, "hear", OTHER[RANDOM], heat=82.0, brings=1.0),
+        row(0, "hear", SWAPPED, pointing=0.71, distractor=0.72, chance=0.125),
+    ]
+    maps += [{**maps[0], "clip": 1}, {**maps[2], "clip": 1}]
+    table = tables.summary(pd.DataFrame(maps))
+    checks = tables.markdown(table).split("\n\n")[2::2]
+    found, chances = {}, {}
+    for title, check in zip(("thing", "sound", "branch"), checks, strict=True):
+        head, line, *chance = [
+            [cell.strip() for cell in text.strip("|").split("|")] for text in check.splitlines() if "---" not in text
         ]
-    )
-    head, _, line, chance = tables.markdown(tables.summary(maps)).split("\n\n")[2].splitlines()
-    found = dict(zip(*([cell.strip() for cell in text.strip("|").split("|")] for text in (head, line)), strict=True))
-    low, high = evaluate.wilson(0.11, 1)
-    assert found == {
-        "way": "w",
-        "which thing": f"0.11 ({low:.2f}-{high:.2f})",
-        "random weights, which thing": "0.15 ({:.2f}-{:.2f})".format(*evaluate.wilson(0.15, 1)),
-        "things of other clips": "0.12",
-        "sound swapped, new": "0.19",
-        "old": "0.21",
-        "random weights, sound": "0.17",
-        "heat on sound, looking": "0.13",
-        "listening": "0.14",
-        "random weights, looking": "0.16",
-        "random weights, listening": "0.18",
+        found[title] = dict(zip(head[1:], line[1:], strict=True))
+        chances[title] = dict(zip(head[1:], chance[0][1:], strict=True)) if chance else None
+
+    def of(share: float, clips: int) -> str:
+        return "{:.2f} ({:.2f}-{:.2f})".format(share, *evaluate.wilson(share * clips, clips))
+
+    assert found["thing"] == {
+        "thing (clips 2)": of(0.31, 2),
+        "other thing (clips 2)": of(0.32, 2),
+        "things of other clips (clips 2)": "0.34",
+        "which of the two (clips 2)": of(0.33, 2),
+        "random weights, thing (clips 1)": of(0.51, 1),
+        "random weights, other thing (clips 1)": of(0.52, 1),
+        "random weights, which of the two (clips 1)": of(0.53, 1),
     }
-    assert chance.split("|")[1:4] == [" *chance* ", " 0.50 ", " 0.50 "] and "n 1, 1, 1" in figures_titles(maps)
-
-
-def figures_titles(maps: pd.DataFrame) -> str:
-    """How many maps of each sort: the other branch is judged by another cause, and is not drawn."""
-    return " ".join(axes.get_title() for axes in figures.truth(tables.summary(maps)).axes)
+    assert found["sound"] == {
+        "sound (clips 2)": of(0.41, 2),
+        "random weights (clips 1)": of(0.61, 1),
+        "sound swapped: new (clips 1)": of(0.71, 1),
+        "old (clips 1)": of(0.72, 1),
+    }
+    assert found["branch"] == {
+        "looking (clips 1)": "0.13",
+        "listening (clips 1)": "0.14",
+        "looking, random weights (clips 1)": "0.16",
+        "listening, random weights (clips 1)": "0.18",
+        "brought, looking (clips 1)": "0.80",
+        "brought, listening (clips 1)": "0.30",
+    }
+    assert [name for name, text in chances["thing"].items() if text == "0.50"] == [
+        "which of the two (clips 2)",
+        "random weights, which of the two (clips 1)",
+    ]
+    assert list(chances["sound"].values()) == ["0.10", "0.12", "0.12", "0.12"] and chances["branch"] is None
+    # the other branch is judged by another cause, and is not drawn
+    drawn = figures.truth(table)
+    assert [axes.get_title() for axes in drawn.axes] == ["shape (n 2, 1)", "hear (n 2, 1, 1)"]
+    assert drawn.get_supxlabel().endswith("(n: of model, random weights, sound swapped)")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import types
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,6 +15,7 @@ import torch
 
 from vlt.errors import VltError
 from vlt.explain.attribution import attribute
+from vlt.explain.faithfulness import faithfulness
 from vlt.inputs.clip import Clip
 from vlt.inputs.video import PIXEL_MEAN, PIXEL_STD
 from vlt.model.video_llama import VideoLlama
@@ -166,9 +170,11 @@ def test_random_weights_are_others_for_every_clip(boxed: VideoLlama, tmp_path: P
     scenes = list(world.scenes(1000, 3, n_things=2, n_sounds=1))
     for i, made in enumerate(scenes):
         world.write(made, tmp_path / f"{i}.mp4", silence=True)
-    first, third = (
-        next(case.run.model for case in truth.cases(boxed, scenes, tmp_path, i) if case.explained == RANDOM) for i in (0, 2)
-    )
+    found = {i: list(truth.cases(boxed, scenes, tmp_path, i)) for i in (0, 2)}
+    first, third = (next(case.run.model for case in of if case.explained == RANDOM) for of in found.values())
+    swapped = [case for of in found.values() for case in of if case.explained == SWAPPED]
+    assert swapped and all(case.elsewhere.shape == (1, 8) for case in swapped)  # of the third clip
+    assert not any((case.elsewhere[0] == case.cause).all() and scenes[1].heard != scenes[2].heard for case in swapped)
     weights = [model.state_dict()["vision_model.embeddings.position_embedding"] for model in (first, third)]
     assert not torch.equal(*weights)
 
@@ -223,7 +229,9 @@ def test_heat_on_both_branches_is_without_its_sign(known: list[truth.Case]) -> N
     table = tables.summary(pd.DataFrame([row, beside])).set_index(["question", "explained"])
     assert table.loc[("colour", MODEL), "sound"] == pytest.approx(beside["heat"] / (beside["heat"] + row["heat"]))
     assert 0 <= row["error"] < 0.1 and "beats" not in row and "error" not in beside
-    assert "heat" not in truth._judged(other, "saliency", 0)[0]  # a slope per pixel, and one per mel cell
+    # a slope per pixel, and one per mel cell; and what is smoothed on pictures alone
+    for none in ("saliency", "integrated gradients, features, rather, smooth"):
+        assert "heat" not in truth._judged(other, none, 0)[0] and "heat" not in truth._judged(case, none, 0)[0]
     unknown = next(c for c in known if c.kind == "colour" and c.explained == OTHER[RANDOM])
     assert truth._judged(unknown, way, 0) and truth._judged(unknown, "saliency", 0) == []
 
@@ -243,6 +251,40 @@ def test_the_other_thing_is_judged_as_the_one_that_was_asked_about(known: list[t
     assert "distractor" not in heard and "which" not in heard
 
 
+def test_rather_is_than_what_is_true_of_the_other_thing(known: list[truth.Case]) -> None:
+    case = next(c for c in known if c.kind == "colour" and c.explained == MODEL)
+    both = (case.word, case.rather)
+    for way, target in (("integrated gradients, features", case.word), ("integrated gradients, features, rather", both)):
+        own = attribute(case.run, "patches", "integrated_gradients", target, progress=False)
+        assert truth._judged(case, way, 0)[0]["brings"] == pytest.approx(own.score - own.score_without, abs=1e-4)
+
+
+def test_faithfulness_is_less_that_of_random_maps(known: list[truth.Case]) -> None:
+    case = next(c for c in known if c.kind == "hear" and c.explained == MODEL and c.number == 0)
+    (row,) = truth._judged(case, "gradient x input", 19)
+    own = attribute(case.run, "spectrograms", "gradient_x_input", case.word, progress=False)
+    true = faithfulness(own, steps=5, controls=19, progress=False)
+    for measure in ("deletion", "insertion", "gain"):
+        assert row[measure] == pytest.approx(true.table["value"][measure] - true.table["random"][measure], abs=1e-4)
+    assert row["beats"] == true.true and abs(true.table["random"]["deletion"]) > 0.01
+    assert "beats" not in truth._judged(dataclasses.replace(case, number=1), "gradient x input", 19)[0]  # of every fourth
+
+
+def test_a_map_of_the_middle_knows_something() -> None:
+    """Things keep inside the picture: one half, and the share of a place, are not what a map gets that is always hottest in
+    the middle. What other clips' things get is."""
+    scenes = list(world.scenes(1000, 28, n_things=2, n_sounds=1))
+    masks = np.stack([made.masks(np.arange(8) * 2.0, 64).swapaxes(0, 1) for made in scenes])  # [clip, thing, frame, ...]
+    causes = masks.reshape(28, 2, 8, 8, 8, 8, 8).mean((4, 6))
+    far = np.hypot(*(np.mgrid[:8, :8] - 3.5))
+    middle = np.broadcast_to(-far, (8, 8, 8))
+    found = pd.DataFrame([pointing.judge(middle, cause) for cause in causes.reshape(-1, 8, 8, 8)])
+    others = [pointing.points(middle, cause) for cause in causes[:, 0]]
+    assert found["rank"].mean() == pytest.approx(0.73, abs=0.03) and found["chance"].mean() == pytest.approx(0.06, abs=0.01)
+    assert found["pointing"].mean() > 1.3 * found["chance"].mean()
+    assert found["pointing"].mean() == pytest.approx(np.mean(others), abs=0.03)
+
+
 def test_judged_by_the_causes_of_other_clips(known: list[truth.Case]) -> None:
     """A way that always looks at the same place is as often right about other clips."""
     for case in known:
@@ -250,7 +292,7 @@ def test_judged_by_the_causes_of_other_clips(known: list[truth.Case]) -> None:
             assert case.elsewhere.shape == ((2, 8, 8, 8) if case.branch == "video" else (1, 8))
             assert case.cause is not None and not any(np.array_equal(case.cause, other) for other in case.elsewhere)
         if case.explained == SWAPPED:
-            assert len(case.elsewhere) == 0  # the other clip's sound is the cause itself
+            assert len(case.elsewhere) == 0  # the other clip's sound is the cause itself, and is none of others'
     case = next(c for c in known if c.explained == MODEL and c.branch == "video")
     (row,) = truth._judged(case, "attention", 0)
     turned = dataclasses.replace(case, elsewhere=np.stack([case.cause, case.cause, case.distractor]))
@@ -276,7 +318,7 @@ def test_the_best_way_and_chance(boxed: VideoLlama) -> None:
     tested = table[table["beats"].notna()]
     assert set(tested["explained"]) == {MODEL}
     of_kinds = tested[~tested["question"].isin(tables.POOLED)]
-    assert (of_kinds["tested"] == 1).all()
+    assert (of_kinds["beats clips"] == 1).all()
     assert set(of_kinds["beats"]) <= {0, 1} and of_kinds.loc[of_kinds["way"] == ways[0], "beats"].mean() > 0.5
     assert np.allclose(tested["gain"], tested["insertion"] - tested["deletion"], atol=1e-6)
     swapped = rows.loc[(SWAPPED, ways[0], "listening")]
@@ -296,5 +338,28 @@ def test_what_is_refused(boxed: VideoLlama) -> None:
         truth.compare(boxed, 2, seed=10)
     with pytest.raises(VltError, match="1 clips; needed are 2"):
         truth.compare(boxed, 1, seed=2000)
+    other = types.SimpleNamespace(config=copy.deepcopy(boxed.config))
+    other.config.vision_config.patch_size = 16
+    with pytest.raises(VltError, match=r"built as the box, with 64 pixels, patches of 8 and .* patches of 16"):
+        truth.compare(other, 2, seed=2000)  # type: ignore[arg-type]
     with pytest.raises(VltError, match="no way 'nope'; all: saliency; "):
         truth.compare(boxed, 2, seed=2000, ways=["nope"])
+
+
+def test_interrupted_it_tells_what_is_done(boxed: VideoLlama, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(after: int) -> None:
+        own = truth._explained
+
+        def explained(model: VideoLlama, i: int, *rest: Any, **options: Any) -> list[dict[str, Any]]:
+            if i >= after:
+                raise KeyboardInterrupt
+            return own(model, i, *rest, **options)
+
+        monkeypatch.setattr(truth, "_explained", explained)
+
+    stopped(after=1)
+    table = truth.compare(boxed, 3, seed=2000, ways=["attention"], controls=0, quiet=True)
+    assert (table["clips"] == 1).all() and len(table) > 5
+    stopped(after=0)
+    with pytest.raises(VltError, match="interrupted before the first clip was done"):
+        truth.compare(boxed, 3, seed=2000, ways=["attention"], controls=0, quiet=True)

@@ -208,7 +208,8 @@ def truth(
     from vlt.train import truth as judged
 
     table = judged.compare(load(model), clips, seed, way or (), controls, processes)
-    terminal.hand_out(tables.markdown(table), json.loads(table.to_json(orient="records")), json_file)
+    rows = [row.dropna().to_dict() for _, row in table.iterrows()]
+    terminal.hand_out(tables.markdown(table), rows, json_file)
     if figure is not None:
         from vlt.view import figures
 

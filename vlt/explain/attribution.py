@@ -100,6 +100,8 @@ class Attribution:
         if abs(brings) < LITTLE:
             why = "little to explain" if self.little else "what speaks for it and what speaks against it cancel"
             out.append(f"The score is {self.score:.2g} with all of it and {self.score_without:.2g} without: {why}.")
+        if self.method == "attention" and not attention.asks(self.at):
+            out.append("Raw attention to this stage knows neither question nor word: the map is the same for all.")
         if methods.missed(self.error, brings):
             more = "n_steps" if self.method == "integrated_gradients" else "n_samples"
             asked = f" ({more} = {self.options[more]})" if more in self.options else ""
@@ -116,8 +118,6 @@ class Attribution:
         text = f"{self.method.replace('_', ' ')} at {self.at}"
         if self.method not in NO_BASELINE:
             text += f"; baseline: {self.baseline}"
-        if self.method == "attention" and not attention.asks(self.at):
-            text += "; the same for every question and word"
         if self.task.smooth:
             text += f"; smoothed over {self.task.smooth:g} patches"
         if self.noise == self.noise:

@@ -4,10 +4,9 @@ however many questions were asked about it."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from scipy.stats import t as student
 
@@ -28,18 +27,20 @@ _UNIT = ("mass", "rank", "sound", "brought")  # of 0 to 1
 
 def summary(maps: pd.DataFrame) -> pd.DataFrame:
     """Of `truth.maps`: a row for every kind of question, and for all "looking" and all "listening" together; what is
-    explained; and way. n maps of so many clips; of every measure the mean over clips (of a clip's maps: their mean), and
-    "x low" and "x high", its 95 % interval, for which each clip is one draw: Wilson's of pointing, distractor, which and
-    beats, else Student's.
+    explained; and way. n maps of so many clips; of every measure the mean over clips (of a clip's maps: their mean);
+    "x clips", in how many it was measured; "x low" and "x high", its 95 % interval, for which each clip is one draw:
+    Wilson's of pointing, distractor, which and beats (a little wide where a clip has several maps), else Student's, and
+    none where all clips are alike.
 
     pointing, mass, area, rank, chance: see `pointing.judge`. distractor: how often the hottest place is of the thing that
     was not asked about, and of a swapped sound where it was before. which: of maps that are on exactly one of the two, how
-    many are on the right one (which n: how many such maps); by chance one half. elsewhere: how often the hottest place is
-    of the causes of other clips: chance for a way that loves some places, such as the middle. sound: of the heat on both
-    branches, each place without its sign, the share on sound, of ways whose heat on both can be compared; brought: the
-    same of what taking a whole branch away costs. beats: how many of the tested maps are true by `vlt.faithfulness`; each way
-    is tested by cells of its own, so ways are not compared by it. deletion, insertion, gain: less the mean of random maps'.
-    error: the median. forwards, backwards, seconds: of one map.
+    many are on the right one; by chance one half. elsewhere: how often the hottest place is of the causes of other clips:
+    chance for a way that loves some places, such as the middle. sound: of the heat on both branches, each place without
+    its sign, the share on sound, of ways whose heat on both can be compared; brought: the same of what taking a whole
+    branch away costs. Heat for and against on many places may be much more than what they bring together: so sound is
+    compared between looking and listening, and not between ways. beats: how many of the tested maps are true by
+    `vlt.faithfulness`; each way is tested by cells of its own, so ways are not compared by it. deletion, insertion, gain:
+    less the mean of random maps'. error: the median. forwards, backwards, seconds: of one map.
     """
     maps, out = _with_shares(maps), []
     for name, kinds in ({kind: (kind,) for kind in (*LOOK, *LISTEN)} | POOLED).items():
@@ -57,20 +58,17 @@ def _measured(maps: pd.DataFrame) -> dict[str, float]:
             continue
         values = maps.groupby("clip")[measure].mean().dropna()
         row[measure] = middle = float(values.mean())
+        if measure in _PLAIN:
+            continue
+        low = high = math.nan
         if measure in _SHARES:
             low, high = evaluate.wilson(middle * len(values), len(values))
-        elif measure in _MEANS:
-            sure = len(values) > 1
-            half = float(student.ppf(0.975, len(values) - 1) * values.sem()) if sure else math.nan
+        elif values.nunique() > 1:
+            half = float(student.ppf(0.975, len(values) - 1) * values.sem())
             low, high = middle - half, middle + half
-            if measure in _UNIT and sure:
+            if measure in _UNIT:
                 low, high = max(low, 0.0), min(high, 1.0)
-        else:
-            continue
-        row |= {f"{measure} low": low, f"{measure} high": high}
-    for measure, told in (("which", "which n"), ("beats", "tested")):
-        if measure in row:
-            row[told] = int(maps[measure].notna().sum())
+        row |= {f"{measure} clips": len(values), f"{measure} low": low, f"{measure} high": high}
     if "error" in maps and maps["error"].notna().any():
         row["error"] = float(maps["error"].median())
     return row
@@ -95,74 +93,91 @@ def _with_shares(maps: pd.DataFrame) -> pd.DataFrame:
 
 # ------------------------------------------------------------------------- as text
 
-Cell = Callable[..., str]
+Cell = Callable[[str, str, str, str], str]
 # heading -> what is explained, what is asked, and the measure
-_CHECKS = {
-    "which thing": (MODEL, "looking", "which"),
-    "random weights, which thing": (RANDOM, "looking", "which"),
+_LOOKING = {
+    "thing": (MODEL, "looking", "pointing"),
+    "other thing": (MODEL, "looking", "distractor"),
     "things of other clips": (MODEL, "looking", "elsewhere"),
-    "sound swapped, new": (SWAPPED, "listening", "pointing"),
+    "which of the two": (MODEL, "looking", "which"),
+    "random weights, thing": (RANDOM, "looking", "pointing"),
+    "random weights, other thing": (RANDOM, "looking", "distractor"),
+    "random weights, which of the two": (RANDOM, "looking", "which"),
+}
+_LISTENING = {
+    "sound": (MODEL, "listening", "pointing"),
+    "random weights": (RANDOM, "listening", "pointing"),
+    "sound swapped: new": (SWAPPED, "listening", "pointing"),
     "old": (SWAPPED, "listening", "distractor"),
-    "random weights, sound": (RANDOM, "listening", "pointing"),
-    "heat on sound, looking": (MODEL, "looking", "sound"),
+}
+_SOUND = {
+    "looking": (MODEL, "looking", "sound"),
     "listening": (MODEL, "listening", "sound"),
-    "random weights, looking": (RANDOM, "looking", "sound"),
-    "random weights, listening": (RANDOM, "listening", "sound"),
+    "looking, random weights": (RANDOM, "looking", "sound"),
+    "listening, random weights": (RANDOM, "listening", "sound"),
+    "brought, looking": (MODEL, "looking", "brought"),
+    "brought, listening": (MODEL, "listening", "brought"),
+}
+_CHECKS = {
+    "Which thing? How often the hottest place is of": _LOOKING,
+    "Which sound? How often the hottest segment is of": _LISTENING,
+    "Which branch? The share on sound of the heat, and of what the branches bring, asked by": _SOUND,
 }
 
 
 def markdown(table: pd.DataFrame) -> str:
-    """Two tables as text. How often each way points at the cause, by kind of question, and, asked to look, at the thing that
-    was not asked about; how its places rank; what share of its maps is true by `vlt.faithfulness`; and its cost. Chance is
-    that of the rows above it. Then the checks: of maps on exactly one of the two things, how many are on the right one, in
-    the model and with random weights; how often the hottest place is of the things of other clips; with another clip's
-    sound, how often it is where that sounds, and where the clip's own did, beside random weights; and what share of the
-    heat is on sound, asked to look and to listen."""
+    """As text: how often each way points at the cause, by kind of question, and, asked to look, at the thing that was not
+    asked about; how its places rank; what share of its maps is true by `vlt.faithfulness`, asked to look and to listen; and
+    its cost. Chance is that of the rows above it (of ranks one half, by a map that loves no place). Then the checks, with
+    intervals, and in how many clips: `summary` tells what they are."""
     own, cell = table[table["explained"] == MODEL], _cells(table)
     kinds = [kind for kind in (*LOOK, *LISTEN) if kind in set(own["question"])]
+    tested = own[own["beats"].notna()] if "beats" in own else own[:0]
+    true = {name: some["beats clips"].max() for name, some in tested.groupby("question", sort=False) if name in POOLED}
     own = own[own["question"].isin(kinds)]
-    told = [f"true (n {int(own.groupby('way')['tested'].sum().max())})"] if "beats" in own else []
     lines = []
     for ways in _alike(own):
         for way in ways:
             rows = own[own["way"] == way]
             points = [*(cell(MODEL, kind, way, "pointing") for kind in kinds), cell(MODEL, "looking", way, "distractor")]
             ranks = [cell(MODEL, asked, way, "rank") for asked in POOLED]
-            tested = rows[rows["beats"].notna()] if told else rows[:0]
-            beats = [f"{np.average(tested['beats'], weights=tested['tested']):.2f}"] if len(tested) else ["-"] * len(told)
+            beats = [cell(MODEL, asked, way, "beats") for asked in true]
             cost = [*(f"{rows[name].mean():.0f}" for name in ("forwards", "backwards")), f"{rows['seconds'].mean():.1f}"]
             lines.append([way, *points, *ranks, *beats, *cost])
         chance = own[own["way"].isin(ways)].groupby("question")["chance"].mean().reindex(kinds)
-        lines.append(["*chance*", *map(_number, chance), "", *["0.50"] * 2, *[f"{LEVEL} to {AT_MOST}"] * len(told), *[""] * 3])
+        level = [f"{LEVEL} to {AT_MOST}"] * len(true)
+        lines.append(["*chance*", *map(_number, chance), "", *["0.50"] * 2, *level, *[""] * 3])
     n = own.groupby("question")["n"].max()
     head = ["way", *(f"{kind} (n {int(n[kind])})" for kind in kinds), "other thing", "rank, looking", "rank, listening"]
-    out = evaluate.as_table([*head, *told, "forwards", "backwards", "seconds"], lines)
-    return (
-        out
-        if set(table["explained"]) == {MODEL}
-        else f"{out}\n\nChecks, of every second clip (which thing, with its interval, in all):\n\n{_checks(table, cell)}"
-    )
+    told = [f"true, {asked} (clips {int(clips)})" for asked, clips in true.items()]
+    out = [evaluate.as_table([*head, *told, "forwards", "backwards", "seconds"], lines)]
+    if RANDOM in set(table["explained"]):
+        out += [f"{name}:\n\n{_check(table, columns)}" for name, columns in _CHECKS.items()]
+    return "\n\n".join(out)
 
 
-def _checks(table: pd.DataFrame, cell: Cell) -> str:
-    lines = [
-        [way, *(cell(explained, asked, way, measure) for explained, asked, measure in _CHECKS.values())]
-        for way in dict.fromkeys(table["way"])
-    ]
-    by_chance = ["0.50" if measure == "which" else "" for *_, measure in _CHECKS.values()]
-    return evaluate.as_table(["way", *_CHECKS], [*lines, ["*chance*", *by_chance]])
+def _check(table: pd.DataFrame, columns: Mapping[str, tuple[str, str, str]]) -> str:
+    lines, cell, heads, chance = [], _cells(table, intervals=True), ["way"], ["*chance*"]
+    for name, (explained, asked, measure) in columns.items():
+        rows = table[(table["explained"] == explained) & (table["question"] == asked) & table.get(measure, table["n"]).notna()]
+        clips = rows["clips" if measure in _PLAIN else f"{measure} clips"].max() if measure in table and len(rows) else 0
+        heads.append(f"{name} (clips {int(clips)})")
+        by_lot = _number(rows["chance"].mean()) if asked == "listening" else ""
+        chance.append("0.50" if measure == "which" else by_lot if measure in ("pointing", "distractor") else "")
+    for way in dict.fromkeys(table["way"]):
+        line = [cell(explained, asked, way, measure) for explained, asked, measure in columns.values()]
+        lines += [[way, *line]] if set(line) != {"-"} else []
+    return evaluate.as_table(heads, [*lines, chance] if any(chance[1:]) else lines)
 
 
-def _cells(table: pd.DataFrame) -> Cell:
+def _cells(table: pd.DataFrame, intervals: bool = False) -> Cell:
     """What stands in the table, as text."""
     rows = table.set_index(["explained", "question", "way"]).to_dict("index")
 
     def cell(explained: str, question: str, way: str, measure: str) -> str:
         row = rows.get((explained, question, way), {})
-        text = _number(row.get(measure))
-        return (
-            text if measure != "which" or text == "-" else f"{text} ({_number(row['which low'])}-{_number(row['which high'])})"
-        )
+        text, bounds = (_number(row.get(measure)), [_number(row.get(f"{measure} {end}")) for end in ("low", "high")])
+        return f"{text} ({'-'.join(bounds)})" if intervals and "-" not in bounds else text
 
     return cell
 

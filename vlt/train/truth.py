@@ -44,6 +44,12 @@ class Way:
     listen: tuple[str, dict[str, Any]] | None = ("spectrograms", {})
     rather: bool = False
 
+    @property
+    def comparable(self) -> bool:
+        """Can its heat on pictures be compared with that on sound? Smoothing leaves less of it, and is of pictures only."""
+        smooth = any("smooth" in options for _, options in filter(None, (self.look, self.listen)))
+        return self.method in COMPARABLE and not smooth
+
 
 _SMOOTH: dict[str, Any] = {"look": ("patches", {"smooth": 0.7}), "listen": ("audio_features", {})}
 _SQUARES = {"height": 16, "width": 16}
@@ -196,11 +202,13 @@ def compare(
 ) -> pd.DataFrame:
     """How every way did, by kind of question, of `clips` new clips with two objects and one sound: see `tables.summary`.
 
-    Of every clip one question of every kind, where the model answers rightly; of every fourth clip faithfulness beside so
+    Of every clip one question of every kind, where the model answers rightly, and would have to answer otherwise of the
+    other thing; of every fourth clip faithfulness beside so
     many `controls` (0: it is not measured), of every second the checks: random weights, other for every clip; the branch
     that the question is not about; the sound of another clip. ways: of `WAYS`, by default all. processes: clips that are
     explained at a time; the rows are the same, but for the seconds. Interrupted (Ctrl-C), it returns what is done. Raises
-    `VltError` for seeds that the box was trained on, fewer than two clips, and ways that are none.
+    `VltError` for seeds that the box was trained on, fewer than two clips, ways that are none, and a model that is not built
+    as the box, whose random weights would be no counterpart.
     """
     return tables.summary(maps(model, clips, seed, ways, controls, processes, quiet))
 
@@ -216,14 +224,15 @@ def maps(
 ) -> pd.DataFrame:
     """A row for every map of `compare`: clip, question, explained and way; what `pointing.judge` found; distractor: is the
     hottest place of the thing that was not asked about (of a swapped sound, where it was before); which: on exactly one
-    of the two, is it the right one? elsewhere: is it of the causes of other clips, on average? heat: all of it, each place
-    without its sign, of methods whose heat on both branches can be compared, and brings: what the whole branch adds to the
-    score; deletion, insertion, gain: less the mean of random maps'; beats: is it true by `vlt.faithfulness`? error: what
-    the heat's sum misses, without its sign, in what all places bring, where a method promises completeness; forwards and
-    backwards of the language model, and seconds."""
+    of the two, is it the right one? elsewhere: is it of the causes of other clips, on average? heat: all of it, class
+    tokens' too, each place without its sign, of ways whose heat on both branches can be compared, and brings: what the
+    whole branch adds to the score; deletion, insertion, gain: less the mean of random maps'; beats: is it true by
+    `vlt.faithfulness`? error: what the heat's sum misses, without its sign, in what all places bring, where a method
+    promises completeness; forwards and backwards of the language model, and seconds."""
     evaluate.check_seed(seed)
     if controls:
         check_controls(controls)
+    _check_model(model)
     if clips < 2:
         raise VltError(f"{clips} clips; needed are 2, as maps are judged by the causes of other clips too")
     if unknown := [way for way in ways if way not in WAYS]:
@@ -240,9 +249,20 @@ def maps(
         with contextlib.suppress(KeyboardInterrupt), contextlib.closing(found):
             for i, some in tqdm(found, total=len(scenes), desc="explaining", disable=quiet, unit="clip"):
                 rows[i] = some
+    if not rows:
+        raise VltError("interrupted before the first clip was done: there is nothing to tell")
     if not any(rows.values()):
         raise VltError("no question was answered rightly: there is nothing to explain")
     return pd.DataFrame([row for _, some in sorted(rows.items()) for row in some])
+
+
+def _check_model(model: VideoLlama) -> None:
+    own, boxed = (
+        f"{c.vision_config.image_size} pixels, patches of {c.vision_config.patch_size} and {c.text_config.vocab_size} words"
+        for c in (model.config, box.newborn(0).config)
+    )
+    if own != boxed:
+        raise VltError(f"the small world is asked of models built as the box, with {boxed}; this one has {own}")
 
 
 def _each(
@@ -283,13 +303,13 @@ def _judged(case: Case, way: str, controls: int) -> list[dict[str, Any]]:
     """One row, or none where the way is not measured."""
     how = WAYS[way]
     where = how.look if case.branch == "video" else how.listen
-    if where is None or (case.explained == OTHER[RANDOM] and how.method not in COMPARABLE):
+    if where is None or (case.explained == OTHER[RANDOM] and not how.comparable):
         return []
     target: Any = (case.word, case.rather) if how.rather else case.word
     found = attribute(case.run, where[0], how.method, target, progress=False, batch=32, **where[1])
     row: dict[str, Any] = {"clip": case.number, "question": case.kind, "explained": case.explained, "way": way}
     row |= {"forwards": found.forwards, "backwards": found.backwards, "seconds": found.seconds}
-    if how.method in COMPARABLE:
+    if how.comparable:
         row["heat"] = float(np.abs(found.heat.values).sum(dtype=float))
         row["brings"] = found.score - found.score_without
     if case.explained == MODEL:

@@ -172,7 +172,7 @@ def truth(table: pd.DataFrame, measure: str = "pointing") -> Figure:
         axes.set_xticks([0, 0.5, 1], ["0", ".5", "1"])
     panels[0].set_yticks(range(len(ways)), ways)
     panels[0].set_ylim(len(ways) - 0.2, -0.5)
-    figure.supxlabel(_MEASURED[measure], fontsize=SIZE)
+    figure.supxlabel(f"{_MEASURED[measure]} (n: of {', '.join(sorts)})", fontsize=SIZE)
     handles, names = panels[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside upper center", ncols=len(names), fontsize=SMALL, frameon=False)
     figure.alt = f"{_MEASURED[measure].capitalize()}, for {len(ways)} ways to explain. Best ways: {'; '.join(best)}."
