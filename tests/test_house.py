@@ -91,20 +91,31 @@ def rows_of_the_readme(first: str) -> list[tuple[str, list[str]]]:
     return [(name, rest) for name, *rest in cells]
 
 
-def test_truth_table_is_of_its_file() -> None:
+def test_truth_tables_are_of_their_file() -> None:
     found = pd.DataFrame(json.loads((ROOT / "data" / "box" / "truth.json").read_text()))
-    found = found[found["explained"] == "model"]
-    kinds, last = list(dict.fromkeys(found["question"])), pd.DataFrame()
+    rows = found.set_index(["explained", "question", "way"]).sort_index()
+
+    def cell(explained: str, question: str, way: str, measure: str) -> str:
+        value = rows[measure].get((explained, question, way), float("nan"))
+        return "-" if value != value else f"{value:.2f}"
+
+    kinds, last = ["shape", "colour", "motion", "hear", "source"], ""
     for way, cells in rows_of_the_readme("way | shape"):
-        of = last if way == "chance" else found[found["way"] == way].set_index("question")
-        measure = of["chance" if way == "chance" else "pointing"]
-        assert cells[:5] == [f"{measure[kind]:.2f}" if kind in of.index else "-" for kind in kinds], way
+        last, measure = (last, "chance") if way == "chance" else (way, "pointing")
+        assert cells[:5] == [cell("model", kind, last, measure) for kind in kinds], way
         if way != "chance":
-            last, tested = of, of[of["beats"].notna()]
-            true = (tested["beats"] * tested["tested"]).sum() / tested["tested"].sum()
-            pictures = of[of["distractor"].notna()]
-            other = (pictures["distractor"] * pictures["n"]).sum() / pictures["n"].sum()
-            assert cells[5:] == [f"{other:.2f}", f"{true:.2f}", f"{of['forwards'].mean() + of['backwards'].mean():.0f}"], way
+            true = " / ".join(cell("model", asked, way, "beats") for asked in ("looking", "listening"))
+            own = found[(found["explained"] == "model") & (found["way"] == way) & found["question"].isin(kinds)]
+            passes = f"{own['forwards'].mean() + own['backwards'].mean():.0f}"
+            assert cells[5:] == [cell("model", "looking", way, "distractor"), true, passes], way
+    measured = [(sort, "looking", "which") for sort in ("model", "random weights")]
+    measured += [(sort, "listening", "pointing") for sort in ("model", "random weights", "sound swapped")]
+    measured += [("sound swapped", "listening", "distractor")]
+    measured += [(sort, asked, "sound") for sort in ("model", "random weights") for asked in ("looking", "listening")]
+    *checks, chance = rows_of_the_readme("way | which thing")
+    assert len(checks) == 12 and chance[1][:6] == ["0.50", "0.50", *["0.12"] * 4]
+    for way, cells in checks:
+        assert cells == [cell(sort, asked, way, measure) for sort, asked, measure in measured], way
 
 
 def test_ablation_table_is_of_its_file() -> None:

@@ -186,5 +186,5 @@ def test_every_check_stands_under_its_heading() -> None:
     assert list(chances["sound"].values()) == ["0.10", "0.12", "0.12", "0.12"] and chances["branch"] is None
     # the other branch is judged by another cause, and is not drawn
     drawn = figures.truth(table)
-    assert [axes.get_title() for axes in drawn.axes] == ["shape (n 2, 1)", "hear (n 2, 1, 1)"]
+    assert [axes.get_title() for axes in drawn.axes] == ["shape\nn 2, 1", "hear\nn 2, 1, 1"]
     assert drawn.get_supxlabel().endswith("(n: of model, random weights, sound swapped)")

@@ -141,7 +141,7 @@ def truth(table: pd.DataFrame, measure: str = "pointing") -> Figure:
         raise VltError(f"truth draws a table with columns {', '.join(wanted)}; this is a {type(table).__name__}")
     table = table[table["question"].isin(ASKED) & ~table["explained"].str.startswith("other branch")]
     kinds, ways, sorts = (list(dict.fromkeys(table[name])) for name in ("question", "way", "explained"))
-    figure = Figure(WIDTH, 0.75 + 0.22 * len(ways), layout="constrained")
+    figure = Figure(WIDTH, 0.9 + 0.22 * len(ways), layout="constrained")
     panels = figure.subplots(1, len(kinds), sharey=True, squeeze=False)[0]
     best = []
     for axes, kind in zip(panels, kinds, strict=True):
@@ -167,7 +167,7 @@ def truth(table: pd.DataFrame, measure: str = "pointing") -> Figure:
             f"{kind}: {top['way']} {top[measure]:.2f} (chance {0.5 if measure == 'rank' else top[_BY_CHANCE[measure]]:.2f})"
         )
         n = [str(int(mine[mine["explained"] == sort]["n"].max())) for sort in sorts if sort in set(mine["explained"])]
-        axes.set_title(f"{kind} (n {', '.join(n)})", fontsize=SIZE)
+        axes.set_title(f"{kind}\nn {', '.join(n)}", fontsize=SIZE)
         axes.set_xlim(-0.02, 1.02)
         axes.set_xticks([0, 0.5, 1], ["0", ".5", "1"])
     panels[0].set_yticks(range(len(ways)), ways)
