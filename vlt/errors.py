@@ -22,6 +22,14 @@ def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
     return f"nearest: {', '.join(close)}" if close else f"known: {', '.join(known)}"
 
 
+def among(name: str, known: Iterable[str]) -> str:
+    """All known names, behind those that look most like `name`, if any do."""
+    known = list(known)
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
+    first = f"nearest: {', '.join(close)}; " if close else ""
+    return f"{first}all: {', '.join(known)}"
+
+
 def check_type(value: object, kind: type | tuple[type, ...], what: str) -> None:
     """Refuses what is of another kind; most often two arguments are in the wrong order."""
     kinds = kind if isinstance(kind, tuple) else (kind,)

@@ -35,7 +35,7 @@ def test_explain_writes_figures_and_numbers(tmp_path: Path) -> None:
     assert int(table["heat"].argmax()) == 1
     assert parts["true"] and not parts["warnings"] and "true of whole segments" not in parts
     assert "answer  I hear a bell." in done.stdout and "kind segment" in done.stdout
-    assert "of whole ones" in done.stdout and f"yes, p {parts['p']:.2f}" in done.stdout
+    assert "of whole frames, segments" in done.stdout and f"yes, p {parts['p']:.2f}" in done.stdout
 
 
 def test_whole_segments_are_tested_apart(bell: Trace) -> None:
@@ -118,7 +118,7 @@ def test_explain_what_a_clip_has(tmp_path: Path) -> None:
         (["--method", "lime"], "no method 'lime'; all: saliency"),
         (["--controls", "20000"], "20000 controls; needed are 19"),
         (["--target", "buzz"], "the answer has no word 'buzz'"),
-        (["--at", "frame"], "attribution at 'frame'; it can be at frames, patches"),
+        (["--at", "frame"], "attribution at 'frame'; nearest: frames; all: frames, patches"),
         (["--baseline", "black"], "no baseline 'black'"),
         (["--shaken", "2", "--controls", "0"], "--shaken 2: nothing is measured with --controls 0"),
         (["--rather", "buzz"], "--rather buzz wants a word that is said rather: add --target WORD"),
@@ -157,6 +157,6 @@ def test_truth_prints_and_draws(tmp_path: Path) -> None:
     rows = rows[rows["pointing"].notna()]
     assert ((rows["pointing"] >= rows["pointing low"] - 1e-9) & (rows["pointing"] <= rows["pointing high"] + 1e-9)).all()
     assert done.stdout.startswith("| way | ") and "*chance*" in done.stdout
-    assert "\nChecks, of every second clip" in done.stdout  # also where faithfulness is not measured
+    assert "\nWhich thing? Shares of maps" in done.stdout  # also where faithfulness is not measured
     assert (tmp_path / "a.png").stat().st_size > 10_000
     refused(here("truth", "--way", "tea leaves"), "no way 'tea leaves'; all: saliency; gradient x input")

@@ -253,7 +253,7 @@ def test_sensitivity_on_paper() -> None:
         ({"samples": -1}, "needed are 4 cells"),
         ({"noise": 0.0}, "needed are 4 cells"),
         ({"noise": float("nan")}, "needed are 4 cells"),
-        ({"controls": 18}, "18 controls; needed are 19, or no map can be told from chance at 0.05"),
+        ({"controls": 18}, "18 controls; needed are 19 to 10,000: with fewer no map can be told from chance at 0.05"),
         ({"controls": 10_001}, "10001 controls; needed are 19"),
         ({"controls": "many"}, "a number of controls: expected int, got str"),
         ({"steps": 2.5}, "a number of steps: expected int, got float"),

@@ -208,6 +208,13 @@ def test_attention_is_unfolded_onto_sound(run: Trace) -> None:
     np.testing.assert_array_equal(np.stack(drawn), looked.values[:, 0, 1:-1].reshape(8, 8, 12))
 
 
+@pytest.mark.parametrize("what", ["heat for 'bell' rather than 'hum'", "heat for 'triangle' rather than 'square'"])
+def test_a_contrast_is_told_beside_the_bar(what: str, run: Trace) -> None:
+    looked = run.attention("imagebind.1.self", rows="class", mean=True)
+    said = check_looks(figures.over_sound(run, looked, what))
+    assert what in [text.replace("\n", " ") for text in said]
+
+
 def test_segments_that_overlap_stand_side_by_side(boxed: VideoLlama) -> None:
     run = vlt.trace(boxed, vlt.Clip(BOXED / "two_bell.mp4"), "What do you hear?", coverage="original")
     heat = xr.DataArray(np.arange(8.0), dims=["segment"])

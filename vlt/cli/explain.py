@@ -161,14 +161,16 @@ def _row(heat: Attribution, truth: Faithfulness | None) -> dict[str, Any]:
 
 def _print(answer: str, rows: list[dict[str, Any]]) -> None:
     terminal.out.print(f"[bold]answer[/bold]  {escape(terminal.printable(answer))}", highlight=False)
-    measured = ["deletion (random)", "insertion (random)", "true", "of whole ones"] if "faithfulness" in rows[0] else []
+    measured = (
+        ["deletion (random)", "insertion (random)", "true", "of whole frames, segments"] if "faithfulness" in rows[0] else []
+    )
     table = Table("at", "hottest", "score", "without", *measured, box=None, header_style="bold")
     for row in rows:
         hottest = ", ".join(f"{name} {_short(value)}" for name, value in row["hottest"].items())
-        cells = [f"{row['score']:.2f}", f"{row['score_without']:.2f}"]
+        cells = [_two(row["score"]), _two(row["score_without"])]
         if measured:
             found = row["faithfulness"]
-            cells += [f"{found[m]['value']:.2f} ({found[m]['random']:.2f})" for m in ("deletion", "insertion")]
+            cells += [f"{_two(found[m]['value'])} ({_two(found[m]['random'])})" for m in ("deletion", "insertion")]
             whole = [
                 f"{_yes(true)}, p {row['p of them']:.2f}" for name, true in row.items() if name.startswith("true of whole ")
             ]
@@ -182,6 +184,10 @@ def _print(answer: str, rows: list[dict[str, Any]]) -> None:
 
 def _yes(true: bool) -> str:
     return "yes" if true else "no"
+
+
+def _two(value: float) -> str:
+    return f"{round(value, 2) + 0.0:.2f}"  # never -0.00
 
 
 def _short(value: Any) -> str:

@@ -53,7 +53,8 @@ def relevance(task: Task) -> Tensor:
 def _at_stage(task: Task, how: str, read: Any) -> Tensor:
     run, target = task.scorer.run, task.scorer.target
     if isinstance(target, tuple | list):
-        raise VltError(f"{how} follows one word, or each of the answer's; it knows no contrast ({target!r})")
+        both = " rather than ".join(map(repr, target))
+        raise VltError(f"{how} follows one word, or each of the answer's; it knows no contrast, such as {both}")
     words = list(range(len(run.answer.tokens))) if target == "answer" else [run.word(target)]
     if how == "attention" and not asks(task.scorer.at):
         words = words[:1]

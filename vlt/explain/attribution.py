@@ -13,7 +13,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from vlt.errors import VltError, check_seed, check_type
+from vlt.errors import VltError, among, check_seed, check_type
 from vlt.explain import attention, methods
 from vlt.explain.methods import Progress, Task
 from vlt.explain.scorer import PARTS, PLACES, WIDTHS, Target, check_place, scorer
@@ -65,7 +65,7 @@ class Attribution:
     nan where nothing is drawn, or the method does not tell. forwards, backwards: rows that went through the language model;
     seconds: it took."""
 
-    heat: xr.DataArray
+    heat: xr.DataArray = dataclasses.field(repr=False)
     run: Trace = dataclasses.field(repr=False)
     at: str
     method: str
@@ -123,8 +123,9 @@ class Attribution:
         if self.noise == self.noise:
             text += f"; a cell's standard error is up to {self.noise:.2g}"
         if self.at == "patches":
-            of_none = float(self.heat[:, 0].sum())
-            text += f"\nClass tokens, which are at no place and not drawn, have {of_none:.2g} of {float(self.heat.sum()):.2g}."
+            sizes = np.abs(self.heat.values)  # with their signs they might cancel
+            share = float(sizes[:, 0].sum() / max(sizes.sum(), 1e-30))
+            text += f"\nClass tokens, which are at no place and not drawn, have {share:.0%} of the heat, for and against."
         return text + "".join(f"\n{WARNS} {warning}" for warning in self.warnings)
 
     def figure(self, faithfulness: Any = None) -> Figure:
@@ -210,7 +211,7 @@ def check_method(method: str, at: str) -> None:
     check_type(method, str, "a method")
     check_place(at)
     if method not in METHODS:
-        raise VltError(f"no method {method!r}; all: {', '.join(METHODS)}")
+        raise VltError(f"no method {method!r}; {among(method, METHODS)}")
     places = places_of(method)
     if at not in places:
         why = "; what it has there tells nothing of how they compare" if (method, at) == ("attention", PARTS) else ""

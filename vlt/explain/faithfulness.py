@@ -48,8 +48,8 @@ class Faithfulness:
     the least that so many controls allow? (Sensitivity has none: a map can be steady and wrong.) true: does the gain beat
     all kinds? cells: those asked for, None if the attribution's own."""
 
-    curves: xr.DataArray
-    table: pd.DataFrame
+    curves: xr.DataArray = dataclasses.field(repr=False)
+    table: pd.DataFrame = dataclasses.field(repr=False)
     controls: dict[str, int]
     beats: dict[str, bool]
     attribution: Attribution = dataclasses.field(repr=False)
@@ -169,7 +169,9 @@ def check_controls(controls: int) -> None:
     """Of each kind."""
     check_type(controls, int, "a number of controls")
     if not ENOUGH <= controls <= 10_000:
-        raise VltError(f"{controls} controls; needed are {ENOUGH}, or no map can be told from chance at {LEVEL}, to 10,000")
+        raise VltError(
+            f"{controls} controls; needed are {ENOUGH} to 10,000: with fewer no map can be told from chance at {LEVEL}"
+        )
 
 
 def _task(attribution: Attribution, cells: Mapping[str, int] | None) -> Task:

@@ -120,6 +120,8 @@ def check_options(method: Callable[..., Tensor], options: Mapping[str, Any]) -> 
     known = list(inspect.signature(method).parameters)[1:]
     for name, value in options.items():
         if name not in known:
+            if name == "rather":
+                raise VltError(f"one word rather than another is a target: target=(word, {value!r})")
             has = f"it has {', '.join(known)}" if known else "it has none"
             raise VltError(f"{method.__name__} has no option {name!r}; {has}")
         if name.startswith("n_") and (not isinstance(value, int) or isinstance(value, bool) or value < 1):

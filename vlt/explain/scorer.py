@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from vlt.errors import VltError, check_type, nearest
+from vlt.errors import VltError, among, check_type, nearest
 from vlt.model import stages
 from vlt.probe import edits, language
 from vlt.probe.axes import Axis
@@ -40,7 +40,7 @@ def scorer(run: Trace, at: str, target: Target = "answer", batch: int = 16) -> S
 def check_place(at: str) -> None:
     check_type(at, str, "a stage")
     if at not in PLACES:
-        raise VltError(f"attribution at {at!r}; it can be at {', '.join(PLACES)}")
+        raise VltError(f"attribution at {at!r}; {among(at, PLACES)}")
 
 
 def replaced(run: Trace, values: Mapping[str, Tensor]) -> Trace:

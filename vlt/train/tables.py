@@ -94,42 +94,47 @@ def _with_shares(maps: pd.DataFrame) -> pd.DataFrame:
 # ------------------------------------------------------------------------- as text
 
 Cell = Callable[[str, str, str, str], str]
-# heading -> what is explained, what is asked, and the measure
-_LOOKING = {
-    "thing": (MODEL, "looking", "pointing"),
-    "other thing": (MODEL, "looking", "distractor"),
-    "things of other clips": (MODEL, "looking", "elsewhere"),
-    "which of the two": (MODEL, "looking", "which"),
-    "random weights, thing": (RANDOM, "looking", "pointing"),
-    "random weights, other thing": (RANDOM, "looking", "distractor"),
-    "random weights, which of the two": (RANDOM, "looking", "which"),
-}
-_LISTENING = {
-    "sound": (MODEL, "listening", "pointing"),
-    "random weights": (RANDOM, "listening", "pointing"),
-    "sound swapped: new": (SWAPPED, "listening", "pointing"),
-    "old": (SWAPPED, "listening", "distractor"),
-}
-_SOUND = {
-    "looking": (MODEL, "looking", "sound"),
-    "listening": (MODEL, "listening", "sound"),
-    "looking, random weights": (RANDOM, "looking", "sound"),
-    "listening, random weights": (RANDOM, "listening", "sound"),
-    "brought, looking": (MODEL, "looking", "brought"),
-    "brought, listening": (MODEL, "listening", "brought"),
-}
+_LEGEND = (
+    "Shares of maps whose hottest place is on the cause, of n questions that were answered rightly and have another answer for "
+    "the other thing. other thing: on the one that was not asked about. rank: how often a place of the cause is hotter than "
+    "another. true: by vlt.faithfulness, so that the answer hangs on where it is hot, the cause or not. forwards, backwards: "
+    "through the language model; they and seconds are a map's, on average."
+)
+# what stands over a table -> heading -> what is explained, what is asked, and the measure
 _CHECKS = {
-    "Which thing? How often the hottest place is of": _LOOKING,
-    "Which sound? How often the hottest segment is of": _LISTENING,
-    "Which branch? The share on sound of the heat, and of what the branches bring, asked by": _SOUND,
+    "Which thing? Shares of maps whose hottest place is on the thing that was asked about, on the other one, and on things of "
+    "other clips; which thing: where it is on exactly one of the two, on the right one. In brackets 95 % intervals; random "
+    "weights, and all below that the model is compared with, are of every second clip.": {
+        "thing": (MODEL, "looking", "pointing"),
+        "other thing": (MODEL, "looking", "distractor"),
+        "things of other clips": (MODEL, "looking", "elsewhere"),
+        "which thing": (MODEL, "looking", "which"),
+        "random weights, thing": (RANDOM, "looking", "pointing"),
+        "random weights, other thing": (RANDOM, "looking", "distractor"),
+        "random weights, which thing": (RANDOM, "looking", "which"),
+    },
+    "Which sound? Shares of maps whose hottest segment is the one that sounds; with the sound of another clip in its place, "
+    "where that is (new), and where the clip's own was (old).": {
+        "which sound": (MODEL, "listening", "pointing"),
+        "random weights": (RANDOM, "listening", "pointing"),
+        "swapped, new": (SWAPPED, "listening", "pointing"),
+        "swapped, old": (SWAPPED, "listening", "distractor"),
+    },
+    "Which branch? The share on sound of the heat on pictures and sound, each place without its sign, asked to look and to "
+    "listen (of ways whose heat on both is in one unit); and of what is lost where each branch is taken away whole.": {
+        "looking": (MODEL, "looking", "sound"),
+        "listening": (MODEL, "listening", "sound"),
+        "random weights, looking": (RANDOM, "looking", "sound"),
+        "random weights, listening": (RANDOM, "listening", "sound"),
+        "taken away, looking": (MODEL, "looking", "brought"),
+        "taken away, listening": (MODEL, "listening", "brought"),
+    },
 }
 
 
 def markdown(table: pd.DataFrame) -> str:
-    """As text: how often each way points at the cause, by kind of question, and, asked to look, at the thing that was not
-    asked about; how its places rank; what share of its maps is true by `vlt.faithfulness`, asked to look and to listen; and
-    its cost. Chance is that of the rows above it (of ranks one half, by a map that loves no place). Then the checks, with
-    intervals, and in how many clips: `summary` tells what they are."""
+    """As text, with what the columns are: by kind of question; and what must not work, asked to look and to listen. Chance
+    is that of the rows above it (of ranks one half, by a map that loves no place)."""
     own, cell = table[table["explained"] == MODEL], _cells(table)
     kinds = [kind for kind in (*LOOK, *LISTEN) if kind in set(own["question"])]
     tested = own[own["beats"].notna()] if "beats" in own else own[:0]
@@ -149,10 +154,10 @@ def markdown(table: pd.DataFrame) -> str:
         lines.append(["*chance*", *map(_number, chance), "", *["0.50"] * 2, *level, *[""] * 3])
     n = own.groupby("question")["n"].max()
     head = ["way", *(f"{kind} (n {int(n[kind])})" for kind in kinds), "other thing", "rank, looking", "rank, listening"]
-    told = [f"true, {asked} (clips {int(clips)})" for asked, clips in true.items()]
-    out = [evaluate.as_table([*head, *told, "forwards", "backwards", "seconds"], lines)]
+    trues = [f"true, {asked} (clips {int(clips)})" for asked, clips in true.items()]
+    out = [evaluate.as_table([*head, *trues, "forwards", "backwards", "seconds"], lines), _LEGEND]
     if RANDOM in set(table["explained"]):
-        out += [f"{name}:\n\n{_check(table, columns)}" for name, columns in _CHECKS.items()]
+        out += [f"{told}\n\n{_check(table, columns)}" for told, columns in _CHECKS.items()]
     return "\n\n".join(out)
 
 

@@ -233,7 +233,10 @@ def colour_bar(figure: Any, scale: Scale, label: str, **where: Any) -> Any:
     """where: `cax`, its own axes; or `ax`, those that it stands beside."""
     bar = figure.colorbar(scale.colours, extend=scale.extend, ticks=MaxNLocator(4), format=FuncFormatter(scale.number), **where)
     inches = bar.ax.get_window_extent().height / figure.dpi
-    bar.set_label(folded(scale.title(label), inches), fontsize=SMALL)
+    text = folded(scale.title(label), inches)
+    # there is no room beside the bar for a fourth line, and some above and below it
+    text = folded(scale.title(label), 1.4 * inches) if text.count("\n") > 2 else text
+    bar.set_label(text, fontsize=SMALL)
     bar.ax.tick_params(labelsize=SMALL, length=2, width=0.6)
     bar.outline.set_linewidth(0.6)
     return bar

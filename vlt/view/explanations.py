@@ -168,7 +168,7 @@ def truth(table: pd.DataFrame, measure: str = "pointing") -> Figure:
         )
         n = [str(int(mine[mine["explained"] == sort]["n"].max())) for sort in sorts if sort in set(mine["explained"])]
         axes.set_title(f"{kind}\nn {', '.join(n)}", fontsize=SIZE)
-        axes.set_xlim(-0.02, 1.02)
+        axes.set_xlim(-0.06, 1.06)
         axes.set_xticks([0, 0.5, 1], ["0", ".5", "1"])
     panels[0].set_yticks(range(len(ways)), ways)
     panels[0].set_ylim(len(ways) - 0.2, -0.5)
