@@ -144,6 +144,8 @@ def test_the_verdict_stands_also_where_there_is_little_to_explain(tmp_path: Path
     assert done.returncode == 0, done.stderr
     (row,) = json.loads((tmp_path / "why" / "explanation.json").read_text())["heat"]
     assert f"{'yes' if row['true'] else 'no'}, p {row['p']:.2f}" in done.stdout and "little to explain." in done.stdout
+    assert {"patch", "patch_row", "frame_number", "seconds"} <= set(row["hottest"])
+    assert f"seconds {row['hottest']['seconds']:.1f}" in done.stdout and "frame_number" not in done.stdout  # told once
 
 
 def test_truth_prints_and_draws(tmp_path: Path) -> None:

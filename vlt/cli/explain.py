@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from vlt.explain.faithfulness import Faithfulness
 
 
+# Coordinates of the hottest place that say, in other units, what those beside them say; the file has them.
+_TOLD_OTHERWISE = ("frame_number", "patch", "end", "mel", "time")
+
+
 def explain(
     clip: Annotated[Path, typer.Argument(help="A video, picture or sound file.", show_default=False)],
     out: Annotated[Path, typer.Option(help="A new folder for figures and numbers.", show_default=False)],
@@ -166,7 +170,7 @@ def _print(answer: str, rows: list[dict[str, Any]]) -> None:
     )
     table = Table("at", "hottest", "score", "without", *measured, box=None, header_style="bold")
     for row in rows:
-        hottest = ", ".join(f"{name} {_short(value)}" for name, value in row["hottest"].items())
+        hottest = ", ".join(f"{name} {_short(value)}" for name, value in row["hottest"].items() if name not in _TOLD_OTHERWISE)
         cells = [_two(row["score"]), _two(row["score_without"])]
         if measured:
             found = row["faithfulness"]
