@@ -12,7 +12,7 @@ from PIL import Image
 
 from tests.explain.conftest import CLIPS
 from tests.test_cli import here, refused, vlt
-from vlt.cli.explain import _measured, _usual
+from vlt.cli.explain import _measured, _two, _usual
 from vlt.explain.attribution import attribute
 from vlt.explain.faithfulness import faithfulness
 from vlt.probe.trace import Trace
@@ -76,6 +76,13 @@ def test_what_a_method_has_no_heat_at_is_left_out_or_refused(tmp_path: Path) -> 
     }  # fmt: skip
     late = here(*asked, "--method", "attention", "--at", "frames", "--at", "parts", "--out", tmp_path / "c")
     refused(late, "attention has heat at prefix, frames")
+
+
+def test_what_is_printed_is_short(bell: Trace) -> None:
+    assert [_two(value) for value in (-0.001, 0.004, -0.006, 7.1)] == ["0.00", "0.00", "-0.01", "7.10"]
+    heat = attribute(bell, "audio_features", "gradient_x_input", "bell", progress=False)
+    for told in (heat, faithfulness(heat, steps=2, controls=19, progress=False)):
+        assert "\n" not in repr(told) and len(repr(told)) < 500
 
 
 def test_parts_have_no_mean(tmp_path: Path) -> None:

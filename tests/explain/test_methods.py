@@ -254,7 +254,7 @@ def test_what_lies_on_class_tokens_is_told(square: Trace) -> None:
     sizes = abs(heat.heat.values)
     share = sizes[:, 0].sum() / sizes.sum()
     assert abs(heat.heat.values[:, 0].sum()) / abs(heat.heat.values.sum()) != pytest.approx(share, abs=0.01)  # with signs
-    assert f"not drawn, have {share:.0%} of the heat, for and against." in heat.figure().alt
+    assert f"not drawn, have {share:.0%} of the heat, without its sign." in heat.figure().alt
 
 
 def test_grad_cam_is_of_each_frame(square: Trace) -> None:

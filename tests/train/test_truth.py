@@ -24,6 +24,11 @@ from vlt.train import pointing, sights, tables, talk, truth, world
 from vlt.train.tables import MODEL, OTHER, RANDOM, SWAPPED
 from vlt.view import figures
 
+
+def compare(*asked: Any, **options: Any) -> pd.DataFrame:
+    return tables.summary(truth.maps(*asked, **options))
+
+
 CAUSE = np.zeros((2, 2, 3))
 CAUSE[0, 0, 0], CAUSE[0, 0, 1], CAUSE[1, 1, 2] = 1.0, 0.2, 0.5  # a cell that is covered by .2 is not of the cause
 
@@ -302,15 +307,13 @@ def test_judged_by_the_causes_of_other_clips(known: list[truth.Case]) -> None:
 
 
 def test_in_two_processes_it_is_the_same(boxed: VideoLlama) -> None:
-    one, two = (
-        truth.compare(boxed, 2, seed=2000, ways=["gradient x input"], controls=0, processes=n, quiet=True) for n in (1, 2)
-    )
+    one, two = (compare(boxed, 2, seed=2000, ways=["gradient x input"], controls=0, processes=n, quiet=True) for n in (1, 2))
     assert one.drop(columns="seconds").equals(two.drop(columns="seconds"))
 
 
 def test_the_best_way_and_chance(boxed: VideoLlama) -> None:
     ways = ["integrated gradients, features, rather", "grad-cam"]
-    table = truth.compare(boxed, 2, seed=2000, ways=ways, controls=19, quiet=True)
+    table = compare(boxed, 2, seed=2000, ways=ways, controls=19, quiet=True)
     rows = table.set_index(["explained", "way", "question"]).sort_index()
     best = rows.loc[(MODEL, ways[0])]
     assert best.loc["looking", "rank"] > 0.6 and best.loc["looking", "pointing"] > 0.5
@@ -331,19 +334,21 @@ def test_the_best_way_and_chance(boxed: VideoLlama) -> None:
     assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == ways
     with pytest.raises(VltError, match="truth draws a table with columns question"):
         figures.truth(pd.DataFrame({"a": [1]}))
+    with pytest.raises(VltError, match=r"truth draws questions of one kind .*; this table has none"):
+        figures.truth(table[table["question"].isin(tables.POOLED)])
 
 
 def test_what_is_refused(boxed: VideoLlama) -> None:
     with pytest.raises(VltError, match="seed"):
-        truth.compare(boxed, 2, seed=10)
+        compare(boxed, 2, seed=10)
     with pytest.raises(VltError, match="1 clips; needed are 2"):
-        truth.compare(boxed, 1, seed=2000)
+        compare(boxed, 1, seed=2000)
     other = types.SimpleNamespace(config=copy.deepcopy(boxed.config))
     other.config.vision_config.patch_size = 16
     with pytest.raises(VltError, match=r"built as the box, with 64 pixels, patches of 8 and .* patches of 16"):
-        truth.compare(other, 2, seed=2000)  # type: ignore[arg-type]
+        compare(other, 2, seed=2000)  # type: ignore[arg-type]
     with pytest.raises(VltError, match="no way 'nope'; all: saliency; "):
-        truth.compare(boxed, 2, seed=2000, ways=["nope"])
+        compare(boxed, 2, seed=2000, ways=["nope"])
 
 
 def test_interrupted_it_tells_what_is_done(boxed: VideoLlama, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -358,8 +363,8 @@ def test_interrupted_it_tells_what_is_done(boxed: VideoLlama, monkeypatch: pytes
         monkeypatch.setattr(truth, "_explained", explained)
 
     stopped(after=1)
-    table = truth.compare(boxed, 3, seed=2000, ways=["attention"], controls=0, quiet=True)
+    table = compare(boxed, 3, seed=2000, ways=["attention"], controls=0, quiet=True)
     assert (table["clips"] == 1).all() and len(table) > 5
     stopped(after=0)
     with pytest.raises(VltError, match="interrupted before the first clip was done"):
-        truth.compare(boxed, 3, seed=2000, ways=["attention"], controls=0, quiet=True)
+        compare(boxed, 3, seed=2000, ways=["attention"], controls=0, quiet=True)

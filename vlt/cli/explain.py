@@ -217,7 +217,7 @@ def truth(
     from vlt.train import tables
     from vlt.train import truth as judged
 
-    table = judged.compare(load(model), clips, seed, way or (), controls, processes)
+    table = tables.summary(judged.maps(load(model), clips, seed, way or (), controls, processes))
     rows = [row.dropna().to_dict() for _, row in table.round(6).iterrows()]
     terminal.hand_out(tables.markdown(table), rows, json_file)
     if figure is not None:

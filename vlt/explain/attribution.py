@@ -125,7 +125,7 @@ class Attribution:
         if self.at == "patches":
             sizes = np.abs(self.heat.values)  # with their signs they might cancel
             share = float(sizes[:, 0].sum() / max(sizes.sum(), 1e-30))
-            text += f"\nClass tokens, which are at no place and not drawn, have {share:.0%} of the heat, for and against."
+            text += f"\nClass tokens, which are at no place and not drawn, have {share:.0%} of the heat, without its sign."
         return text + "".join(f"\n{WARNS} {warning}" for warning in self.warnings)
 
     def figure(self, faithfulness: Any = None) -> Figure:

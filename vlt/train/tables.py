@@ -64,8 +64,7 @@ def _measured(maps: pd.DataFrame) -> dict[str, float]:
         if measure in _SHARES:
             low, high = evaluate.wilson(middle * len(values), len(values))
         elif values.nunique() > 1:
-            half = float(student.ppf(0.975, len(values) - 1) * values.sem())
-            low, high = middle - half, middle + half
+            low, high = map(float, student.interval(0.95, len(values) - 1, middle, values.sem()))
             if measure in _UNIT:
                 low, high = max(low, 0.0), min(high, 1.0)
         row |= {f"{measure} clips": len(values), f"{measure} low": low, f"{measure} high": high}

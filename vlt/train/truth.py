@@ -25,7 +25,7 @@ from vlt.inputs.clip import Clip
 from vlt.model.video_llama import VideoLlama
 from vlt.probe import edits
 from vlt.probe.trace import Trace, trace
-from vlt.train import box, evaluate, pointing, tables, talk, world
+from vlt.train import box, evaluate, pointing, talk, world
 from vlt.train.tables import LISTEN, LOOK, MODEL, OTHER, RANDOM, SWAPPED
 from vlt.train.talk import Talk
 from vlt.train.world import Scene
@@ -191,28 +191,6 @@ def _seen(made: Scene, run: Trace) -> np.ndarray:
     return masks.reshape(*masks.shape[:2], side // patch, patch, side // patch, patch).mean((3, 5))
 
 
-def compare(
-    model: VideoLlama,
-    clips: int,
-    seed: int = 1000,
-    ways: Sequence[str] = (),
-    controls: int = ENOUGH,
-    processes: int = 1,
-    quiet: bool = False,
-) -> pd.DataFrame:
-    """How every way did, by kind of question, of `clips` new clips with two objects and one sound: see `tables.summary`.
-
-    Of every clip one question of every kind, where the model answers rightly, and would have to answer otherwise of the
-    other thing; of every fourth clip faithfulness beside so
-    many `controls` (0: it is not measured), of every second the checks: random weights, other for every clip; the branch
-    that the question is not about; the sound of another clip. ways: of `WAYS`, by default all. processes: clips that are
-    explained at a time; the rows are the same, but for the seconds. Interrupted (Ctrl-C), it returns what is done. Raises
-    `VltError` for seeds that the box was trained on, fewer than two clips, ways that are none, and a model that is not built
-    as the box, whose random weights would be no counterpart.
-    """
-    return tables.summary(maps(model, clips, seed, ways, controls, processes, quiet))
-
-
 def maps(
     model: VideoLlama,
     clips: int,
@@ -222,13 +200,26 @@ def maps(
     processes: int = 1,
     quiet: bool = False,
 ) -> pd.DataFrame:
-    """A row for every map of `compare`: clip, question, explained and way; what `pointing.judge` found; distractor: is the
-    hottest place of the thing that was not asked about (of a swapped sound, where it was before); which: on exactly one
-    of the two, is it the right one? elsewhere: is it of the causes of other clips, on average? heat: all of it, class
-    tokens' too, each place without its sign, of ways whose heat on both branches can be compared, and brings: what the
-    whole branch adds to the score; deletion, insertion, gain: less the mean of random maps'; beats: is it true by
-    `vlt.faithfulness`? error: what the heat's sum misses, without its sign, in what all places bring, where a method
-    promises completeness; forwards and backwards of the language model, and seconds."""
+    """Explains questions about `clips` new clips with two objects and one sound, in many ways, and judges every map;
+    `tables.summary` counts them.
+
+    Of every clip one question of every kind, where the model answers rightly, and would have to answer otherwise of the
+    other thing; of every fourth clip faithfulness beside so many `controls` (0: it is not measured), of every second the
+    checks: random weights, others for every clip; the branch that the question is not about; the sound of another clip.
+    ways: of `WAYS`, by default all. processes: clips that are explained at a time; the rows are the same, but for the
+    seconds. Interrupted (Ctrl-C), it returns what is done.
+
+    A row for every map: clip, question, explained and way; what `pointing.judge` found; distractor: is the hottest place
+    of the thing that was not asked about (of a swapped sound, where it was before); which: on exactly one of the two, is
+    it the right one? elsewhere: is it of the causes of other clips, on average? heat: all of it, class tokens' too, each
+    place without its sign, of ways whose heat on both branches can be compared, and brings: what the whole branch adds to
+    the score; deletion, insertion, gain: less the mean of random maps'; beats: is it true by `vlt.faithfulness`? error:
+    what the heat's sum misses, without its sign, in what all places bring, where a method promises completeness; forwards
+    and backwards of the language model, and seconds.
+
+    Raises `VltError` for seeds that the box was trained on, fewer than two clips, ways that are none, and a model that is
+    not built as the box, whose random weights would be no counterpart.
+    """
     evaluate.check_seed(seed)
     if controls:
         check_controls(controls)

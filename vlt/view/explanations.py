@@ -134,12 +134,14 @@ def truth(table: pd.DataFrame, measure: str = "pointing") -> Figure:
     sound of another clip, where that sounds; crosses, of pointing, how often the hottest place is of the thing that was not
     asked about.
 
-    table: what `vlt.train.truth.compare` gave. measure: "pointing", "mass" or "rank". Raises `VltError` for another table.
+    table: of `vlt.train.tables.summary`. measure: "pointing", "mass" or "rank". Raises `VltError` for another table.
     """
     wanted = ("question", "explained", "way", measure, f"{measure} low", f"{measure} high", "chance", "area")
     if not isinstance(table, pd.DataFrame) or not len(table) or not set(wanted) <= set(table.columns):
         raise VltError(f"truth draws a table with columns {', '.join(wanted)}; this is a {type(table).__name__}")
     table = table[table["question"].isin(ASKED) & ~table["explained"].str.startswith("other branch")]
+    if table.empty:
+        raise VltError(f"truth draws questions of one kind ({', '.join(ASKED)}); this table has none of the model")
     kinds, ways, sorts = (list(dict.fromkeys(table[name])) for name in ("question", "way", "explained"))
     figure = Figure(WIDTH, 0.9 + 0.22 * len(ways), layout="constrained")
     panels = figure.subplots(1, len(kinds), sharey=True, squeeze=False)[0]
