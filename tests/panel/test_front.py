@@ -343,6 +343,35 @@ def test_clicks_are_sent_one_by_one(show: Callable[..., Any]) -> None:
     assert at.get_by_role("group", name="switches").get_by_label("video").is_checked()  # nothing was switched
 
 
+@pytest.mark.parametrize("key", ["mouse", "Space"])
+def test_what_comes_while_a_button_is_pressed_takes_no_click(show: Callable[..., Any], key: str) -> None:
+    """A view that comes between a button's going down and its going up, as of a kernel that is slow, changes no element that
+    is the same."""
+    at = show(edited=EDITED, switches={**ALL_ON, "video": False, "audio": False})
+    words = at.locator(".answer .words button")
+    sound = at.get_by_role("group", name="switches").get_by_label("sound")
+    for pressed, coming in (
+        (sound, {"switches": {**ALL_ON, "audio": False}, "edited": None}),
+        (words.filter(has_text="bell"), {"word": {"number": 1, "edited": False}, "heat": heat()}),
+        (words.filter(has_text="hear"), {"word": {"number": 3, "edited": False}, "edited": EDITED}),
+    ):
+        at.evaluate("sent.length = 0")
+        if key == "mouse":
+            pressed.hover()
+            at.mouse.down()
+        else:
+            pressed.focus()
+            at.keyboard.down(key)
+        at.evaluate("told => put({ view: { ...all.view, ...told } })", coming)
+        if key == "mouse":
+            at.mouse.up()
+        else:
+            at.keyboard.up(key)
+        assert len(at.evaluate("sent")) == 1
+    assert words.filter(has_text="bell").get_attribute("aria-pressed") == "true"
+    assert words.filter(has_text="hear").get_attribute("aria-pressed") == "false"  # until the kernel answers
+
+
 def test_nothing_moves_while_work_begins_and_ends(show: Callable[..., Any]) -> None:
     at = show()
 

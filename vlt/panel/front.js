@@ -67,14 +67,17 @@ function download(name, data, type) {
   setTimeout(() => URL.revokeObjectURL(link.href), 10000);
 }
 
-// Other children in a parent; what had the focus has it again, found by its key, and long answers are where they were.
-function renew(parent, ...children) {
-  const { activeElement } = document;
+// Other children in a parent. Those that are the same stay: a button that is replaced while it is pressed is not clicked. What
+// had the focus has it again, found by its key.
+function renew(parent, children) {
+  const { activeElement } = document, before = [...parent.children];
   const key = parent.contains(activeElement) && activeElement.dataset.key;
-  const rows = () => [...parent.querySelectorAll(".words")], before = rows().map((row) => [row.textContent, row.scrollTop]);
-  parent.replaceChildren(...children);
-  rows().forEach((row, i) => { if (before[i]?.[0] === row.textContent) [, row.scrollTop] = before[i]; });
-  if (key) parent.querySelector(`[data-key="${key}"]`)?.focus({ preventScroll: true });
+  before.slice(children.length).forEach((old) => old.remove());
+  children.forEach((child, i) => {
+    if (!before[i]) parent.append(child);
+    else if (!before[i].isEqualNode(child)) before[i].replaceWith(child);
+  });
+  if (key && !parent.contains(document.activeElement)) parent.querySelector(`[data-key="${key}"]`)?.focus({ preventScroll: true });
 }
 
 // Text that is read aloud when it changes, and only then.
@@ -170,6 +173,7 @@ class Panel {
       this.saved && this.saved.edits.length ? node("p", { className: "soft" }, `The run was edited: ${this.saved.edits.join(", ")}`) : "",
     );
     this.paintPlayer();
+    this.paintSwitches();
     this.frames = shown.frames.map((frame) => picture(frame.image, () => this.paintHeatEverywhere()));
     this.spectrogram = shown.sound && picture(shown.sound.image, () => this.paintHeatEverywhere());
     this.paintSeen();
@@ -193,12 +197,26 @@ class Panel {
         })
       : null;
     this.over = isVideo && source ? node("canvas", { width: 240, height: 240, "aria-hidden": "true" }) : null;
-    this.words = node("div", {});
+    this.sides = node("div", { className: "sides" });
+    this.aside = node("div", {});
     this.parts.top.classList.toggle("bare", !this.player);
     this.parts.top.replaceChildren(
       node("div", { hidden: !this.player }, (this.screen = node("div", { className: "player" }, this.player, this.over)), (this.overTold = node("small", { hidden: !this.over }, "heat: of the last frame that the model has seen by then"))),
-      node("div", {}, this.words, this.below),
+      node("div", {}, this.sides, this.aside, this.below),
     );
+  }
+
+  paintSwitches() {
+    const { shown, parts } = this, seen = shown.frames.length > 0;
+    const names = [["video", "video", seen], ["audio", "sound", !!shown.sound], ["positions", "frame positions", seen]];
+    this.switches = [];
+    const labels = names.filter(([, , there]) => there).map(([name, label]) => {
+      const tick = this.tick(label, () => this.send("switch", { [name]: tick.checked }));
+      tick.name = name;
+      this.switches.push(tick);
+      return node("label", {}, tick, ` ${label}`);
+    });
+    parts.switches.replaceChildren(this.saved ? "" : node("div", { className: "row", role: "group", "aria-label": "switches" }, node("strong", {}, "On:"), ...labels));
   }
 
   paintSeen() {
@@ -267,7 +285,9 @@ class Panel {
     const { logp } = view.answer, change = view.edited && view.edited.change;
     tell(this.change, view.edited ? `log p of the first answer: ${fixed(logp)} \u2192 ${fixed(logp + change)} (change ${plus(change)})` : "");
     tell(this.without, view.edited ? `off: ${this.whatIsOff().join(", ")}` : "");
-    renew(this.words, node("div", { className: "sides" }, ...both), view.answer.note ? node("p", { className: "soft", role: "note" }, view.answer.note) : "", node("p", { className: "soft" }, "Click a word to see where it looked and listened. Dashed: the model was unsure."));
+    for (const word of this.sides.querySelectorAll("button")) word.setAttribute("aria-pressed", String(word.dataset.key === this.chosenWord));
+    renew(this.sides, both);
+    this.aside.replaceChildren(view.answer.note ? node("p", { className: "soft", role: "note" }, view.answer.note) : "", node("p", { className: "soft" }, "Click a word to see where it looked and listened. Dashed: the model was unsure."));
     const off = view.switches;
     this.frameCells.forEach((cell, i) => {
       this.frameSwitches[i].checked = !off.frames_off.includes(i);
@@ -279,16 +299,10 @@ class Panel {
       this.segmentSwitches[i].disabled = !off.audio;
       cell.classList.toggle("off", off.segments_off.includes(i) || !off.audio);
     });
-    const there = { video: shown.frames.length > 0, audio: !!shown.sound, positions: shown.frames.length > 0 };
-    const names = { video: "video", audio: "sound", positions: "frame positions" };
-    const ticks = Object.keys(names).filter((name) => there[name]).map((name) => {
-      const tick = this.tick(names[name], () => this.send("switch", { [name]: tick.checked }));
-      tick.checked = off[name];
-      tick.disabled = name === "positions" && !off.video;
-      tick.dataset.key = name;
-      return node("label", {}, tick, ` ${names[name]}`);
-    });
-    renew(this.parts.switches, this.saved ? "" : node("div", { className: "row", role: "group", "aria-label": "switches" }, node("strong", {}, "On:"), ...ticks));
+    for (const tick of this.switches) {
+      tick.checked = off[tick.name];
+      tick.disabled = tick.name === "positions" && !off.video;
+    }
     for (const button of this.exports) { // not disabled, or it would lose the focus
       button.setAttribute("aria-disabled", String(!this.settled));
       button.title = this.settled ? "" : "the answer without what is off is not there yet";
@@ -316,18 +330,19 @@ class Panel {
     function span({ start, end }) { return `${place(start, 1)}\u2013${place(end, 1)} s`; }
   }
 
+  get chosenWord() { return this.view.word ? `${this.view.word.edited} ${this.view.word.number}` : ""; }
+
   answerRow(name, title, said, edited) {
     const row = withArrows(node("div", { className: "words", role: "group", "aria-label": name }));
     said.tokens.forEach(({ text, p }, number) => {
       if (!text.trim()) return;
-      const word = this.view.word, bare = this.saved && !/[\p{L}\p{N}]/u.test(text) ? "; a page holds no heat of punctuation" : "";
-      const pressed = !!word && word.number === number && word.edited === edited;
+      const key = `${edited} ${number}`, bare = this.saved && !/[\p{L}\p{N}]/u.test(text) ? "; a page holds no heat of punctuation" : "";
       row.append(
         node("button", {
           className: p < SURE ? "unsure" : "",
           title: `probability ${fixed(p, 3)}${bare}`,
-          "aria-pressed": String(pressed),
-          "data-key": `${edited} ${number}`,
+          "aria-pressed": String(key === this.chosenWord),
+          "data-key": key,
           disabled: !!bare,
           "aria-label": `${text.trim()}, probability ${fixed(p)}${bare}`,
           onclick: () => this.explain(number, edited),
