@@ -190,6 +190,48 @@ def test_a_switch_leaves_the_word_that_was_chosen(probe: Probe) -> None:
     assert probe.view["edited"]["text"] == "I hear a bell." and probe.view["word"] is None and probe.view["heat"] is None
 
 
+def test_a_switch_leaves_a_word_that_waits_for_its_heat(probe: Probe) -> None:
+    probe.explain("bell", "saliency")
+    probe.switch(video=False)
+    probe.wait()
+    assert probe.view["word"] == {"edited": False, "number": 3} and probe.view["heat"]["word"] == "bell"
+    assert probe.view["edited"] is not None and probe.state()["heat"] is not None
+
+
+def test_another_method_explains_the_word_that_was_clicked_last(probe: Probe) -> None:
+    """Also where the browser has not heard of that click yet."""
+    probe._handle_custom_msg({"kind": "method", "method": "saliency"}, [])
+    assert probe.view["method"] == "saliency" and not probe.status["busy"]  # no word is chosen
+    probe.explain("hear", "saliency")
+    probe.wait()
+    probe._handle_custom_msg({"kind": "explain", "word": 3, "method": "saliency"}, [])
+    probe._handle_custom_msg({"kind": "method", "method": "gradient_x_input"}, [])
+    probe.wait()
+    assert probe.view["word"] == {"edited": False, "number": 3}
+    assert (probe.view["heat"]["word"], probe.view["heat"]["method"]) == ("bell", "gradient_x_input")
+    probe.switch(audio=False)
+    probe.wait()
+    probe.explain("nothing", edited=True)
+    probe.wait()
+    probe.switch(audio=True, video=False)
+    probe._handle_custom_msg({"kind": "method", "method": "saliency"}, [])  # the second answer is still to come
+    probe.wait()
+    assert probe.view["method"] == "saliency"
+
+
+@pytest.mark.parametrize("about", [{"clip": "/clips/other.mp4"}, {"answer": "I hear a hum."}, {"answer": "I", "edited": True}])
+def test_what_was_clicked_on_what_is_gone_is_not_taken_for_another(probe: Probe, about: dict[str, Any]) -> None:
+    here = {"clip": str((CLIPS / "two_bell.mp4").absolute()), "answer": probe.view["answer"]["text"]}
+    before = probe.state()
+    for message in ({"kind": "explain", "word": 3}, {"kind": "turn", "name": "frames_off", "number": 1, "on": False}):
+        probe._handle_custom_msg({**message, **here, **about}, [])
+        assert probe.status["error"] == "what was clicked is not there any more; click what is to be seen now"
+        assert probe.state() == before and not probe.status["busy"]
+    probe._handle_custom_msg({"kind": "explain", "word": 3, "method": "saliency", **here}, [])
+    probe.wait()
+    assert probe.view["heat"]["word"] == "bell"
+
+
 def test_cancel(probe: Probe) -> None:
     before = probe.view["answer"]
     begun = threading.Event()
@@ -302,6 +344,21 @@ def test_an_upload_can_be_cancelled_and_replaced(probe: Probe) -> None:
         send(probe, number, "a.mov", data, 0, 50_000)
         probe.cancel()
     assert [path for path in probe.run.clip.path.parent.iterdir() if path != probe.run.clip.path] == []
+
+
+def test_what_is_refused_while_a_file_comes_is_told(probe: Probe) -> None:
+    data = bytes(300)
+    send(probe, 1, "x.mp4", data, 0, 100)
+    probe._handle_custom_msg({"kind": "ask", "question": " "}, [])
+    send(probe, 1, "x.mp4", data, 100, 100)
+    assert probe.status["error"] == "the question is empty" and probe.status["what"] == "receiving the clip"
+    probe.cancel()  # by code: the browser, which has no part in it, is told to send no more
+    assert probe.received == [1, -1] and probe.status["error"] == "stopped"
+    send(probe, 1, "x.mp4", data, 200, 100)  # was under way
+    assert probe.received == [1, -1] and probe.status["error"] == "stopped" and probe.shown["name"] == "two_bell.mp4"
+    send(probe, 2, "x.mp4", data, 0, 100)
+    assert probe.status["error"] == ""
+    probe.cancel()
 
 
 def test_what_goes_wrong_while_a_file_comes_leaves_nothing(probe: Probe, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -182,7 +182,7 @@ def test_a_page_in_a_browser(saved: Path, page: Page) -> None:
     words.nth(3).press("ArrowLeft")  # the keyboard alone is enough
     page.page.keyboard.press("Enter")
     assert words.nth(2).get_attribute("aria-pressed") == "true"
-    page.page.keyboard.press("ArrowLeft")  # it is still there, though the words were painted anew
+    page.page.keyboard.press("ArrowLeft")  # it is still there
     page.page.keyboard.press("Enter")
     assert words.nth(1).get_attribute("aria-pressed") == "true"
     assert words.nth(4).is_disabled()  # a full stop has no heat

@@ -67,8 +67,8 @@ function download(name, data, type) {
   setTimeout(() => URL.revokeObjectURL(link.href), 10000);
 }
 
-// Other children in a parent. Those that are the same stay: a button that is replaced while it is pressed is not clicked. What
-// had the focus has it again, found by its key.
+// Other children in a parent. Those that are the same stay, or a button that is pressed just now would not be clicked. What had
+// the focus has it again, found by its key.
 function renew(parent, children) {
   const { activeElement } = document, before = [...parent.children];
   const key = parent.contains(activeElement) && activeElement.dataset.key;
@@ -101,7 +101,7 @@ class Panel {
   constructor(model, root) {
     this.model = model;
     this.saved = model.get("page") || null; // a page holds what was computed, and can compute no more
-    this.root = node("div", { className: "vlt" });
+    this.root = node("div", { className: this.saved ? "vlt saved" : "vlt" });
     // Keys typed into the panel are not the notebook's shortcuts; those with Ctrl, Alt or Cmd are.
     this.root.addEventListener("keydown", (event) => event.ctrlKey || event.altKey || event.metaKey || event.stopPropagation());
     root.append(this.root);
@@ -113,8 +113,9 @@ class Panel {
     );
     this.root.append(...Object.values(this.parts));
     this.buildForm();
+    this.buildSwitches();
     this.buildStatus();
-    this.parts.status.hidden = !!this.saved;
+    Object.assign(this.parts.status, { hidden: !!this.saved, tabIndex: -1 });
     // What is read aloud when it comes is filled, not made anew.
     this.below = node("div", { className: "below", hidden: !!this.saved }, (this.change = node("p", { className: "change", "aria-live": "polite" })), (this.without = node("p", { className: "soft" })));
     this.parts.legend.append((this.legend = node("p", { className: "legend", "aria-live": "polite" })), (this.notes = node("div", {})));
@@ -131,7 +132,7 @@ class Panel {
   get shown() { return this.model.get("shown"); }
   get view() { return this.model.get("view"); }
 
-  // "ask", "switch", "turn" (one frame or segment), "explain", "load_clip", "upload", "cancel"
+  // "ask", "switch", "turn" (one frame or segment), "explain", "method", "load_clip", "upload", "cancel"
   send(kind, told = {}, buffers = []) {
     try {
       this.model.send({ kind, ...told }, undefined, buffers);
@@ -141,13 +142,16 @@ class Panel {
     }
   }
 
+  // Of what is on the screen: the kernel may have got further.
+  sendAbout(kind, told) { this.send(kind, { ...told, clip: this.shown.origin?.path }); }
+
   // ------------------------------------------------------------------ what stays
 
   buildForm() {
     this.question = this.saved
       ? node("p", { className: "question", role: "group", "aria-label": "question" }, this.view.question)
-      : node("input", { type: "text", value: this.view.question, "aria-label": "question", onkeydown: (event) => event.key === "Enter" && this.ask() });
-    this.method = node("select", { "aria-label": "method of explanation", onchange: () => this.explainAgain() });
+      : node("input", { type: "text", value: this.view.question, "aria-label": "question", onkeydown: (event) => event.key === "Enter" && !event.repeat && this.ask() });
+    this.method = node("select", { "aria-label": "method of explanation", onchange: () => this.send("method", { method: this.method.value }) });
     for (const name of this.shown.methods) this.method.append(node("option", { value: name }, name.replaceAll("_", " ")));
     this.method.value = this.view.method;
     this.chosen = { question: this.view.question, method: this.view.method };
@@ -157,12 +161,29 @@ class Panel {
     );
   }
 
+  // Built once: a button that is replaced while it is pressed is not clicked.
+  buildSwitches() {
+    const names = { video: "video", audio: "sound", positions: "frame positions" };
+    this.switches = Object.entries(names).map(([name, label]) => {
+      const tick = this.tick(label, () => this.sendAbout("switch", { [name]: tick.checked }));
+      tick.name = name;
+      return tick;
+    });
+    const labels = this.switches.map((tick) => node("label", {}, tick, ` ${names[tick.name]}`));
+    const row = node("div", { className: "row", role: "group", "aria-label": "switches" }, node("strong", {}, "On:"), ...labels);
+    this.parts.switches.append(this.saved ? "" : row);
+  }
+
   // ------------------------------------------------------------------ what stays for a clip
 
   paintClip() {
     const { shown, parts } = this;
     this.painted = shown;
-    for (const input of this.files || []) input.value = "";
+    if (this.files) {
+      const [path, file] = this.files;
+      if (path.value === this.opened) path.value = "";
+      file.value = "";
+    }
     this.now = 0; // seconds, of the player
     this.frameCells = this.frameButtons = this.frameBars = this.frameSwitches = this.canvases = [];
     this.segmentCells = this.segmentBars = this.segmentSwitches = [];
@@ -173,7 +194,8 @@ class Panel {
       this.saved && this.saved.edits.length ? node("p", { className: "soft" }, `The run was edited: ${this.saved.edits.join(", ")}`) : "",
     );
     this.paintPlayer();
-    this.paintSwitches();
+    const there = { video: shown.frames.length > 0, audio: !!shown.sound, positions: shown.frames.length > 0 };
+    for (const tick of this.switches) tick.parentNode.hidden = !there[tick.name];
     this.frames = shown.frames.map((frame) => picture(frame.image, () => this.paintHeatEverywhere()));
     this.spectrogram = shown.sound && picture(shown.sound.image, () => this.paintHeatEverywhere());
     this.paintSeen();
@@ -204,19 +226,6 @@ class Panel {
       node("div", { hidden: !this.player }, (this.screen = node("div", { className: "player" }, this.player, this.over)), (this.overTold = node("small", { hidden: !this.over }, "heat: of the last frame that the model has seen by then"))),
       node("div", {}, this.sides, this.aside, this.below),
     );
-  }
-
-  paintSwitches() {
-    const { shown, parts } = this, seen = shown.frames.length > 0;
-    const names = [["video", "video", seen], ["audio", "sound", !!shown.sound], ["positions", "frame positions", seen]];
-    this.switches = [];
-    const labels = names.filter(([, , there]) => there).map(([name, label]) => {
-      const tick = this.tick(label, () => this.send("switch", { [name]: tick.checked }));
-      tick.name = name;
-      this.switches.push(tick);
-      return node("label", {}, tick, ` ${label}`);
-    });
-    parts.switches.replaceChildren(this.saved ? "" : node("div", { className: "row", role: "group", "aria-label": "switches" }, node("strong", {}, "On:"), ...labels));
   }
 
   paintSeen() {
@@ -274,8 +283,9 @@ class Panel {
   paintView() {
     const { view, shown } = this;
     // what somebody has typed or chosen, and not sent yet, stays
-    if (this.chosen.method !== view.method) this.method.value = view.method;
-    if (this.chosen.question !== view.question && [this.chosen.question, this.asked].includes(this.question.value)) this.question.value = view.question;
+    if (this.method.value === this.chosen.method) this.method.value = view.method;
+    const { value } = this.question; // none on a page, whose question is text
+    if (value === this.chosen.question || (value === this.asked && value?.trim() === view.question)) this.question.value = view.question;
     this.chosen = { question: view.question, method: view.method };
     const title = this.saved ? "Answer" : `Answer to \u201c${view.question}\u201d`;
     const both = [this.answerRow("Answer", title, view.answer, false)];
@@ -474,7 +484,6 @@ class Panel {
     this.moved(time);
   }
 
-  // Built once: a button that is replaced while it is pressed is not clicked.
   buildStatus() {
     this.what = node("span", {});
     this.progress = node("progress", { "aria-label": "progress" });
@@ -489,7 +498,7 @@ class Panel {
     const { busy, what, done, said, error } = this.model.get("status");
     const lost = !busy && document.activeElement === this.cancel; // it is not to be seen any more
     this.work.hidden = !busy;
-    if (lost) this.question.focus({ preventScroll: true });
+    if (lost) this.parts.status.focus({ preventScroll: true }); // where a key that comes too late does nothing
     tell(this.what, busy ? `${what}\u2026` : "");
     if (done === null) this.progress.removeAttribute("value");
     else this.progress.value = done;
@@ -511,16 +520,12 @@ class Panel {
   }
 
   explain(word, edited) {
-    this.send("explain", { word, edited, method: this.method.value });
-  }
-
-  explainAgain() {
-    const { word } = this.view;
-    if (word) this.explain(word.number, word.edited);
+    const { text } = edited ? this.view.edited : this.view.answer;
+    this.sendAbout("explain", { word, edited, method: this.method.value, answer: text });
   }
 
   turn(name, number, ticks) {
-    this.send("turn", { name, number, on: ticks[number].checked });
+    this.sendAbout("turn", { name, number, on: ticks[number].checked });
   }
 
   // ------------------------------------------------------------------ files in and out
@@ -533,7 +538,7 @@ class Panel {
     const own = [];
     if (!this.saved) {
       const path = node("input", { type: "text", placeholder: "path of another clip", "aria-label": "path of another clip" });
-      const go = () => this.send("load_clip", { path: path.value.trim(), question: (this.asked = this.question.value) });
+      const go = () => this.send("load_clip", { path: (this.opened = path.value).trim(), question: (this.asked = this.question.value) });
       path.addEventListener("keydown", (event) => event.key === "Enter" && go());
       const file = node("input", { type: "file", accept: "video/*,audio/*,image/png,image/jpeg,image/gif", "aria-label": "another clip from this computer", onchange: () => this.upload(file.files[0]) });
       own.push(path, node("button", { onclick: go }, "Open"), file);

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,23 @@ def name_of(path: Path) -> str:
 
 def _text(path: str) -> str:
     return os.fsencode(path).decode("utf-8", "replace")
+
+
+def check_method(method: str) -> None:
+    """Raises `VltError` unless the panel knows the method."""
+    if method not in METHODS:
+        raise VltError(f"no method {method!r}; {nearest(method, METHODS)}")
+
+
+def check_there(shown: Mapping[str, Any], view: Mapping[str, Any], clicked: Mapping[str, Any]) -> None:
+    """Raises `VltError` where the clip or the answer that somebody clicked is not there any more: the numbers of its frames
+    and words mean something else now. clicked: `clip`, its path, `answer`, its text, `edited`, whether it is the second;
+    what is not told is not looked at."""
+    answer = view["edited" if clicked.get("edited") else "answer"]
+    if clicked.get("clip") not in (None, shown["origin"]["path"]) or (
+        clicked.get("answer") not in (None, answer and answer["text"])
+    ):
+        raise VltError("what was clicked is not there any more; click what is to be seen now")
 
 
 def origin(run: Trace) -> dict[str, str]:
@@ -135,8 +152,7 @@ def heat(
     pictures be compared with that on sound? signed: does it tell for from against? little: which of "frames" and
     "segments" bring next to nothing; warnings: of `Attribution`. Raises `VltError` for an unknown word or method.
     """
-    if method not in METHODS:
-        raise VltError(f"no method {method!r}; {nearest(method, METHODS)}")
+    check_method(method)
     number = run.word(word)
     found: dict[str, Any] = {"method": method, "word": run.answer.tokens[number].strip(), "seconds": 0.0, "warnings": []}
     found |= {"unit": _unit(method), "little": []}

@@ -73,8 +73,7 @@ class Probe(anywidget.AnyWidget):
             raise VltError(
                 "answer: a panel shows what the model answers; for an answer of your own, vlt.trace(..., answer=...)"
             )
-        if method not in pictures.METHODS:
-            raise VltError(f"no method {method!r}; all: {', '.join(pictures.METHODS)}")
+        pictures.check_method(method)
         for other in _panels:
             if other.model is model:
                 other.cancel()
@@ -111,9 +110,12 @@ class Probe(anywidget.AnyWidget):
             told: dict[str, Any] = {"video": video, "audio": audio, "positions": positions}
             told |= {"frames_off": frames_off, "segments_off": segments_off}
             on = switches.changed(self.run, self.view["switches"], **told)
+            word, waits = self.view["word"], self.view["heat"] is None  # somebody clicked, and has no heat yet
             self.edited = None
             self.view = {**self.view, "switches": on, **_NOTHING, **switches.kept(self.view)}
             self._start(1, "answering again", self._switch)
+            if word and waits and not word["edited"]:
+                self.explain(word["number"])
 
     def explain(self, word: int | str, method: str | None = None, edited: bool = False) -> None:
         """Heat for a word of the answer, by its number or text; edited: of the answer without what is off."""
@@ -121,8 +123,7 @@ class Probe(anywidget.AnyWidget):
         if run is None:
             raise VltError("nothing is switched off: there is no second answer")
         number, method = run.word(word), method or self.view["method"]
-        if method not in pictures.METHODS:
-            raise VltError(f"no method {method!r}; all: {', '.join(pictures.METHODS)}")
+        pictures.check_method(method)
         told = {"method": method, "word": {"edited": edited, "number": number}}
         with self._lock:
             self.view = {**self.view, **told, "heat": None}
@@ -145,6 +146,7 @@ class Probe(anywidget.AnyWidget):
         """Ends what runs, or waits, at its next step; what was to be seen before is seen again."""
         with self._lock:
             if self._uploads.number is not None:
+                self.received = [self._uploads.number, -1]  # the browser sends no more
                 self._uploads.cancel()
                 self.status = {**(self.status if self._jobs else _idle()), "error": "stopped"}
             for job in self._jobs:
@@ -183,47 +185,48 @@ class Probe(anywidget.AnyWidget):
         known: dict[str, Callable[..., None]] = {
             "ask": self.ask,
             "switch": self.switch,
-            "turn": self._turn,
+            "turn": lambda **told: self.switch(**switches.turned(self.view["switches"], **told)),
             "explain": self.explain,
+            "method": self._method,
             "load_clip": self.load_clip,
             "cancel": self.cancel,
             "upload": lambda **told: self._upload(buffers, **told),
         }
-        kind, told = message.get("kind"), {k: v for k, v in message.items() if k != "kind"}
-        if self.status["error"]:  # of the same error once more nobody would hear
-            self.status = {**self.status, "error": ""}
-        try:
-            if kind not in known:
-                raise VltError(f"the panel knows no {kind!r}")
-            known[kind](**told)
-        except (VltError, TypeError) as e:
-            with self._lock:
+        kind, told = message.get("kind"), {k: v for k, v in message.items() if k not in ("kind", "clip", "answer")}
+        with self._lock:
+            # of the same error once more nobody would hear; the pieces of a file come by themselves
+            if self.status["error"] and (kind != "upload" or told.get("at") == 0):
+                self.status = {**self.status, "error": ""}
+            try:
+                if kind not in known:
+                    raise VltError(f"the panel knows no {kind!r}")
+                pictures.check_there(self.shown, self.view, message)
+                known[kind](**told)
+            except (VltError, TypeError) as e:
                 self.status = {**self.status, "error": str(e)}
 
-    def _turn(self, name: str, number: int, on: bool) -> None:
-        """One frame or segment; what others are is known here, and in the browser perhaps not yet."""
-        if name not in ("frames_off", "segments_off"):
-            raise VltError(f"the panel has no {name!r}")
-        with self._lock:
-            others = set(self.view["switches"][name]) - {number}
-            off: Any = sorted(others if on else others | {number})
-            self.switch(**{name: off})
+    def _method(self, method: str) -> None:
+        """Another method; by it the word that is chosen is explained."""
+        pictures.check_method(method)
+        self.view = {**self.view, "method": method}
+        if (word := self.view["word"]) and (not word["edited"] or self.edited):
+            self.explain(word["number"], edited=word["edited"])
 
     def _upload(self, buffers: list[Any], number: int, name: str, at: int, total: int, question: str = "") -> None:
         """A piece of a file from the browser; see `Uploads`."""
         piece = bytes(buffers[0]) if buffers else b""
-        with self._lock:
-            try:
-                whole = self._uploads.take(piece, number, name, at, total)
-            except (VltError, TypeError):
-                self.received = [number, -1]
-                self.status = self.status if self._jobs else _idle()
-                raise
-            self.received = [number, at + len(piece)]
-            if whole is not None:
-                self._open(whole, question, PurePath(name).name)
-            elif not self._jobs:
-                self.status = self._resting()
+        try:
+            whole = self._uploads.take(piece, number, name, at, total)
+        except (VltError, TypeError):
+            self.received = [number, -1]
+            self.status = self.status if self._jobs else _idle()
+            raise
+        wanted = whole is not None or number == self._uploads.number
+        self.received = [number, at + len(piece) if wanted else -1]
+        if whole is not None:
+            self._open(whole, question, PurePath(name).name)
+        elif not self._jobs:
+            self.status = {**self._resting(), "error": self.status["error"]}
 
     def _resting(self) -> dict[str, Any]:
         """The status while nothing is computed."""
@@ -251,7 +254,8 @@ class Probe(anywidget.AnyWidget):
             job.thread.start()
 
     def _says(self, what: str) -> None:
-        self.status = {**_idle(), "busy": True, "what": what}
+        with self._lock:
+            self.status = {**_idle(), "busy": True, "what": what, "error": self.status["error"]}
 
     def _ended(self, job: Job, error: str) -> None:
         with self._lock:
@@ -376,7 +380,8 @@ class Probe(anywidget.AnyWidget):
     def _tell(self, **told: Any) -> None:
         if time.monotonic() - self._told > _TELL:
             self._told = time.monotonic()
-            self.status = {**self.status, **told}
+            with self._lock:
+                self.status = {**self.status, **told}
 
     # ------------------------------------------------------------------ what is to be seen
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from vlt.errors import VltError, nearest, write_whole
+from vlt.errors import VltError, write_whole
 from vlt.panel import pictures, switches
 from vlt.probe import edits, paths
 from vlt.probe import sweep as sweeping
@@ -52,9 +52,9 @@ const model = {{
   on: (name, then) => (listeners[name] = then),
   off: (name) => delete listeners[name],
   send: (told) => {{
-    if (told.kind !== "explain") return;
-    const heat = all.page.heats[`${{told.word}} ${{told.method}}`];
-    all.view = {{ ...all.view, method: told.method, word: {{ number: told.word, edited: false }}, heat: heat ?? null }};
+    const number = told.word ?? all.view.word?.number; // "explain" tells a word, "method" none
+    const word = number === undefined ? null : {{ number, edited: false }};
+    all.view = {{ ...all.view, method: told.method, word, heat: all.page.heats[`${{number}} ${{told.method}}`] ?? null }};
     listeners["change:view"]();
   }},
 }};
@@ -77,8 +77,7 @@ def save_html(
     """
     methods = usual(run) if methods is None else methods
     for method in methods:
-        if method not in pictures.METHODS:
-            raise VltError(f"no method {method!r}; {nearest(method, pictures.METHODS)}")
+        pictures.check_method(method)
     if not methods:
         raise VltError(f"no method was given; some: {', '.join(METHODS)}")
     if Path(path).suffix.lower() not in (".html", ".htm"):

@@ -39,6 +39,14 @@ def _numbers(run: Trace, name: str, numbers: Any) -> list[int]:
     return sorted(set(numbers))
 
 
+def turned(before: Mapping[str, Any], name: str, number: int, on: bool) -> dict[str, Any]:
+    """What `changed` is told where one frame or segment is turned on or off; of the others the browser may not know yet."""
+    if name not in ("frames_off", "segments_off"):
+        raise VltError(f"the panel has no {name!r}")
+    others = set(before[name]) - {number}
+    return {name: sorted(others if on else others | {number})}
+
+
 def as_edits(run: Trace, switches: Mapping[str, Any]) -> list[edits.Edit]:
     there = run.setting.branches
     off = [edits.without(branch) for branch in there if not switches[branch]]
