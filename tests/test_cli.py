@@ -34,6 +34,19 @@ def vlt(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProc
     return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, cwd=cwd)
 
 
+def test_help_and_typing_errors_do_not_wait_for_torch() -> None:
+    """What vlt is made of takes seconds to import."""
+    code = (
+        "import sys, vlt, vlt.cli; print(sorted({'torch', 'transformers', 'numpy', 'matplotlib'} & {*sys.modules}), dir(vlt))"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True).stdout
+    assert said.startswith("[] ['Clip', 'Probe'")
+    code = "import vlt; print(vlt.load.__module__, vlt.view.figures.__name__, vlt.VltError.__name__); vlt.nothing"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout == "vlt.model.load vlt.view.figures VltError\n"
+    assert done.stderr.endswith("AttributeError: module 'vlt' has no attribute 'nothing'\n")
+
+
 def here(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     """The same in this process, which has imported already what takes seconds."""
     command = ["vlt", *map(str, arguments)]

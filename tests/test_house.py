@@ -7,11 +7,13 @@ import re
 import subprocess
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 import yaml
 
+from vlt.explain.faithfulness import faithfulness
 from vlt.model import stages
 from vlt.train import talk
 
@@ -77,11 +79,15 @@ def test_stage_table_of_the_readme() -> None:
 @pytest.mark.filterwarnings("ignore:box")
 def test_code_of_the_readme_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(ROOT)
-    names: dict[str, object] = {}
+    names: dict[str, Any] = {}
     for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL):
         exec(block, names)
     assert names["backwards"]["video_prefix"].shape == (1, 16, 128)
     assert len(capsys.readouterr().out.splitlines()) >= 2
+    told = re.search(r"true\.p  # (no|yes), ([0-9.]+):.*\n.*\.true  # (no|yes):", README)
+    assert told and told[1] == ("yes" if names["true"].true else "no") and told[2] == f"{names['true'].p:.2f}"
+    whole = faithfulness(names["heat"], cells={"mel": 128, "time": 204}, progress=False)
+    assert told[3] == ("yes" if whole.true else "no")
 
 
 def rows_of_the_readme(first: str) -> list[tuple[str, list[str]]]:

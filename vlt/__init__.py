@@ -6,18 +6,24 @@ print(model.answer(clip, "What do you see?"))
 model.run({"clip": clip}, want=["video_prefix"])
 """
 
-from vlt.errors import VltError
-from vlt.explain.attribution import attribute
-from vlt.explain.faithfulness import faithfulness
-from vlt.inputs.clip import Clip
-from vlt.model.load import load
-from vlt.model.video_llama import VideoLlama
-from vlt.panel.probe import Probe
-from vlt.probe import edits
-from vlt.probe.interaction import interaction
-from vlt.probe.paths import path
-from vlt.probe.sweep import sweep
-from vlt.probe.trace import trace
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vlt.api import (
+        Clip,
+        Probe,
+        VideoLlama,
+        VltError,
+        attribute,
+        edits,
+        faithfulness,
+        interaction,
+        load,
+        path,
+        sweep,
+        trace,
+    )
 
 __all__ = [
     "Clip",
@@ -33,3 +39,17 @@ __all__ = [
     "sweep",
     "trace",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """What vlt offers takes seconds to import, so that is left to the first who asks for any of it."""
+    if not name.startswith("_"):
+        api = importlib.import_module("vlt.api")
+        globals().update({known: getattr(api, known) for known in __all__})
+        if name in globals():  # its shelves too are there by now
+            return globals()[name]
+    raise AttributeError(f"module 'vlt' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -12,7 +12,7 @@ from PIL import Image
 
 from tests.explain.conftest import CLIPS
 from tests.test_cli import here, refused, vlt
-from vlt.cli.explain import _measured, _two, _usual
+from vlt.cli.explain import _measured, _two, _usual, _where
 from vlt.explain.attribution import attribute
 from vlt.explain.faithfulness import faithfulness
 from vlt.probe.trace import Trace
@@ -34,7 +34,8 @@ def test_explain_writes_figures_and_numbers(tmp_path: Path) -> None:
     assert table["kind"].value_counts().to_dict() == {"frame": 8, "segment": 8, "word": 5}
     assert int(table["heat"].argmax()) == 1
     assert parts["true"] and not parts["warnings"] and "true of whole segments" not in parts
-    assert "answer  I hear a bell." in done.stdout and "kind segment" in done.stdout
+    assert "answer  I hear a bell." in done.stdout and "segment 1, at 2.0 s" in done.stdout
+    assert "deletion: mean score as the hottest places are taken away, low is good" in done.stdout
     assert "of whole frames, segments" in done.stdout and f"yes, p {parts['p']:.2f}" in done.stdout
 
 
@@ -44,7 +45,8 @@ def test_whole_segments_are_tested_apart(bell: Trace) -> None:
     truth, row = _measured(heat, 19, 0, 0)
     whole = faithfulness(heat, cells={"mel": 128, "time": 204}, controls=19, progress=False)
     assert truth is not None and not truth.true and whole.true
-    assert row["warnings"] == [truth.warning] and truth.warning.startswith("Moved elsewhere by lot, it does as well (p = ")
+    assert row["warnings"] == [truth.warning, "Of whole segments it is shown, but not where in them (p = 0.05)."]
+    assert truth.warning.startswith("Moved elsewhere by lot, it does as well (p = ")
     assert row["true of whole segments"] and row["p of them"] == whole.p == 0.05 < truth.p == row["p"]
     assert whole.table["shifted p"]["gain"] == 1 / 8 and whole.warning == ""  # it beats all the moves that there are
     wrong = attribute(bell, "spectrograms", "relevance", "bell", progress=False)  # hottest in silence
@@ -69,6 +71,7 @@ def test_what_a_method_has_no_heat_at_is_left_out_or_refused(tmp_path: Path) -> 
     done = here(*asked, "--method", "attention", "--out", tmp_path / "a")
     assert done.returncode == 0, done.stderr
     assert {p.name for p in (tmp_path / "a").glob("*.png")} == {"frames.png", "spectrograms.png"}
+    assert "parts are left out" in done.stdout
     done = vlt(*asked, "--method", "grad_cam", "--at", "audio_features", "--at", "audio_queries", "--out", tmp_path / "b")
     assert done.returncode == 0, done.stderr
     assert {p.name for p in (tmp_path / "b").iterdir()} == {
@@ -85,13 +88,44 @@ def test_what_is_printed_is_short(bell: Trace) -> None:
         assert "\n" not in repr(told) and len(repr(told)) < 500
 
 
+@pytest.mark.parametrize(
+    ("hottest", "told"),
+    [
+        ({"part": 9, "kind": "frame", "number": 1, "seconds": 2.0}, "frame 1, at 2.0 s"),
+        ({"part": 20, "kind": "word", "number": 3, "word": "hear"}, "word 3, 'hear'"),
+        ({"frame": 6, "frame_number": 96, "seconds": 12.0, "patch": 0}, "frame 6, class token"),
+        ({"segment": 1, "start": 2.0, "end": 4.0, "mel": 9, "hz": 439.6, "time": 82, "segment_seconds": 0.83},
+         "segment 1, at 2.8 s, 440 Hz"),
+        ({"segment": 6, "start": 12.0, "end": 14.0}, "segment 6, at 12.0 s"),
+        ({"token": 29, "group": "audio", "query": 7}, "token 29, of the audio"),
+        ({"video_query": 10}, "video query 10"),
+    ],
+)  # fmt: skip
+def test_the_hottest_place_is_told_in_words(hottest: dict[str, object], told: str) -> None:
+    assert _where(hottest) == told
+
+
+def test_parts_are_by_taking_away_if_nothing_else_is_asked_for(tmp_path: Path) -> None:
+    """On the way from a blank frame to a whole one gradients find much that taking frames away does not: the circle is red
+    in all of them."""
+    done = here("explain", CLIPS / "two_bell.mp4", "--ask", "What colour is the circle?", "--target", "red", "--rather", "white",
+                "--at", "parts", "--at", "audio_features", "--option", "n_samples=30", "--option", "n_steps=16", "--controls", 0,
+                "--out", tmp_path / "why")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    parts, features = json.loads((tmp_path / "why" / "explanation.json").read_text())["heat"]
+    assert (parts["method"], features["method"]) == ("shapley_sampling", "integrated_gradients")
+    assert parts["forwards"] == 30 * 22 + 1 and features["backwards"] == 16
+    heat = pd.read_csv(tmp_path / "why" / "parts.csv").query("kind == 'frame'")["heat"]
+    assert (heat > -0.3).all() and heat.max() < 3
+
+
 def test_parts_have_no_mean(tmp_path: Path) -> None:
     done = here("explain", CLIPS / "sound_only.mp4", "--ask", "What do you hear?", "--method", "saliency", "--controls", 0,
                 "--target", "chirp", "--baseline", "mean", "--out", tmp_path / "why")  # fmt: skip
     assert done.returncode == 0, done.stderr
     (row,) = json.loads((tmp_path / "why" / "explanation.json").read_text())["heat"]
     assert row["at"] == "spectrograms" and row["baseline"] == "mean"
-    assert done.stderr == ""  # no bars where nobody looks
+    assert done.stderr == "" and "parts are left out" in done.stdout  # no bars where nobody looks
 
 
 def test_what_reads_attention_is_shaken_where_the_model_is_given_something() -> None:
@@ -125,8 +159,12 @@ def test_explain_what_a_clip_has(tmp_path: Path) -> None:
         (["--method", "lime"], "no method 'lime'; all: saliency"),
         (["--controls", "20000"], "20000 controls; needed are 19"),
         (["--target", "buzz"], "the answer has no word 'buzz'"),
-        (["--at", "frame"], "attribution at 'frame'; nearest: frames; all: frames, patches"),
-        (["--baseline", "black"], "no baseline 'black'"),
+        (["--at", "frame"], "there is no attribution at 'frame'; nearest: frames; all: frames, patches"),
+        (["--baseline", "black"], "no baseline 'black'; nearest: blank; all: blank, zero, mean, or a tensor"),
+        (["--option", "n_stepz=3"], "no such option; shapley_sampling has n_samples; integrated_gradients has n_steps"),
+        (["--option", "n_samples=0"], "n_samples = 0; expected a whole number from 1 on"),
+        (["--option", "n_samples"], "--option n_samples: expected a name and a number, as n_samples=100"),
+        (["--option", "n_steps=32", "--at", "parts"], "--option n_steps=32: no such option; shapley_sampling has n_samples"),
         (["--shaken", "2", "--controls", "0"], "--shaken 2: nothing is measured with --controls 0"),
         (["--rather", "buzz"], "--rather buzz wants a word that is said rather: add --target WORD"),
     ],
@@ -152,7 +190,10 @@ def test_the_verdict_stands_also_where_there_is_little_to_explain(tmp_path: Path
     (row,) = json.loads((tmp_path / "why" / "explanation.json").read_text())["heat"]
     assert f"{'yes' if row['true'] else 'no'}, p {row['p']:.2f}" in done.stdout and "little to explain." in done.stdout
     assert {"patch", "patch_row", "frame_number", "seconds"} <= set(row["hottest"])
-    assert f"seconds {row['hottest']['seconds']:.1f}" in done.stdout and "frame_number" not in done.stdout  # told once
+    told = "frame {frame}, at {seconds:.1f} s, patch row {patch_row:.0f}, patch column {patch_column:.0f}".format(
+        **row["hottest"]
+    )
+    assert _where(row["hottest"]) == told and f"frame {row['hottest']['frame']}, at" in done.stdout
 
 
 def test_truth_prints_and_draws(tmp_path: Path) -> None:
@@ -167,5 +208,6 @@ def test_truth_prints_and_draws(tmp_path: Path) -> None:
     assert ((rows["pointing"] >= rows["pointing low"] - 1e-9) & (rows["pointing"] <= rows["pointing high"] + 1e-9)).all()
     assert done.stdout.startswith("| way | ") and "*chance*" in done.stdout
     assert "\nWhich thing? Shares of maps" in done.stdout  # also where faithfulness is not measured
+    assert "Which branch?" in done.stdout and "true: by vlt.faithfulness" not in done.stdout
     assert (tmp_path / "a.png").stat().st_size > 10_000
     refused(here("truth", "--way", "tea leaves"), "no way 'tea leaves'; all: saliency; gradient x input")

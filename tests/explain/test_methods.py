@@ -239,12 +239,30 @@ def test_the_error_of_what_is_drawn_is_told(method: str) -> None:
     assert np.isnan(on_paper().noise)
 
 
+def test_what_there_is_without_it_stands_beside_the_heat(bell: Trace) -> None:
+    """A contrast that is there without all of a stage comes from elsewhere: a bell is heard and not seen."""
+    seen, heard = (
+        attribute(bell, at, "gradient_x_input", ("bell", "buzz"), progress=False) for at in ("patches", "audio_features")
+    )
+    assert seen.score_without > 0.9 * seen.score > 0 > heard.score_without
+    warning = f"Of {seen.score:.2f} nats {seen.score_without:.2f} are there without it: most hangs on something else."
+    assert warning in seen.warnings and not heard.warnings
+    told = f"log p, less that of 'buzz' in the place of 'bell': {heard.score:.2f} with all of it, {heard.score_without:.2f} without"
+    assert told in " ".join(heard.figure().alt.split())
+    word = attribute(bell, "audio_features", "gradient_x_input", "bell", progress=False)
+    assert f"log p: {word.score:.2f} with all of it" in word.told
+
+
 def test_more_noise_than_map_is_a_warning(bell: Trace) -> None:
     few, many = (attribute(bell, "parts", "shapley_sampling", "bell", n_samples=n, progress=False) for n in (2, 25))
     assert many.noise < few.noise
     assert f"a cell's standard error is up to {many.noise:.2g}" in many.figure().alt
     loud = dataclasses.replace(many, noise=float(many.heat.max()))
     assert "Another draw gives another map" in loud.warnings[0] and not many.warnings
+    lines = [line for axes in many.figure().axes for line in axes.collections]
+    assert len(lines) == 3  # one error bar for every part, of three kinds
+    spread = np.concatenate([[(b[1] - b[0]) / 2 for b in (s[:, 1] for s in group.get_segments())] for group in lines])
+    assert spread.max() == pytest.approx(many.noise) and len(spread) == many.heat.size
     with pytest.raises(VltError, match="shares what there is among cells, and here is one"):
         attribute(bell, "audio_features", "kernel_shap", cells={"segment": 8}, progress=False)
 
@@ -304,7 +322,7 @@ def test_steps_are_doubled_until_the_sum_is_right(bell: Trace) -> None:
     assert abs(float(heat_of("integrated_gradients", few, 0).sum()) - brings) > 1 and few.options["n_steps"] == 8
     heat = attribute(bell, "spectrograms", "integrated_gradients", "bell", n_steps=2, progress=False)  # type: ignore[assignment]
     (warning,) = heat.warnings
-    assert "ask for more n_steps (n_steps = 2)" in warning
+    assert "ask for more n_steps (there were 2)" in warning
     assert warning in heat.figure().alt
 
 
@@ -398,7 +416,7 @@ def test_smoothed(square: Trace) -> None:
         ({"target": ("bell", "buzz", "hum")}, "a contrast is of two words"),
         ({"target": ("bell", "bell")}, "is the same twice"),
         ({"target": ("bell", "antidisestablishment")}, "is not one token of this model"),
-        ({"baseline": "black"}, "no baseline 'black'; nearest: blank"),
+        ({"baseline": "zeros"}, "no baseline 'zeros'; nearest: zero; all: blank, zero, mean, or a tensor"),
         ({"baseline": torch.zeros(3)}, r"a baseline at 'segment_tokens' has shape \[8, 64\]; got \[3\]"),
         ({"n_steps": 0}, "integrated_gradients|n_steps = 0; expected a whole number from 1 on"),
         ({"n_samples": 3}, "integrated_gradients has no option 'n_samples'; it has n_steps"),
@@ -409,10 +427,13 @@ def test_smoothed(square: Trace) -> None:
         ({"method": "rollout", "target": ("bell", "buzz")}, "rollout follows one word, or each of .*; it knows no contrast"),
         ({"method": "rollout", "at": "patches"}, "rollout has heat at prefix, frames, .*, parts; not at 'patches'"),
         ({"method": "attention", "at": "patches"}, "attention has heat at prefix, frames, .*segment_tokens; not at 'patches'"),
-        ({"method": "attention", "at": "parts"}, "attention has heat at .* tells nothing of how they compare"),
+        ({"method": "attention", "at": "parts"}, "attention has heat at .* give another stage, or another method"),
         ({"method": "occlusion", "stride": {"segment": 2}}, "stride: segment = 2; expected 1 to the cells' 1"),
         ({"method": "occlusion", "stride": {"frame": 1}}, "stride: 'segment_tokens' has no axis 'frame'"),
         ({"at": "parts", "baseline": "mean"}, "the parts' baseline is blank"),
+        ({"at": "parts", "baseline": "zero"}, "the parts' baseline is blank"),
+        ({"target": "Bell"}, r"no word 'Bell' \(nearest: bell\); its tokens are 0 to 5: I"),
+        ({"target": ("buzz", "bell")}, "no word 'buzz'.* give one of them, and then what it is said rather than"),
         ({"smooth": 1}, r"smooth: heat \[segment\] is on no picture"),
         ({"smooth": -1}, "smooth = -1; expected a number of patches from 0 on"),
     ],

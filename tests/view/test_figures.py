@@ -360,13 +360,13 @@ def test_interaction(run: Trace, silent: Trace) -> None:
     figure = figures.interaction(shares)
     said = check_looks(figure)
     assert [bar.get_width() for bar in figure.axes[0].patches] == shares.tolist()
-    assert {"video × sound × question", "share of log p(answer) (nats)", "Shapley value", "interaction"} <= set(said)
+    assert {"video × sound × question", "what it adds to log p(answer) (nats)", "Shapley value", "interaction"} <= set(said)
     assert f"question {signed(shares['question'])}" in figure.alt
     strongest = shares[[" x " in name for name in shares.index]].abs().idxmax()
     assert f"The strongest interaction is {strongest} (" in figure.alt
     muted = run.rerun(vlt.edits.mute(), answer=run.answer.text)
     change = signed(float(muted.logprobs.sum() - run.logprobs.sum()))
-    assert f"Left out alone: video +0.01, sound {change}, question" in figure.alt  # as a sweep tells
+    assert f"With one left out, log p changes by: video +0.01, sound {change}, question" in figure.alt  # as a sweep tells
     check_looks(figures.interaction(vlt.interaction(silent)))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,8 +21,24 @@ if TYPE_CHECKING:
     from vlt.explain.faithfulness import Faithfulness
 
 
-# Coordinates of the hottest place that say, in other units, what those beside them say; the file has them.
-_TOLD_OTHERWISE = ("frame_number", "patch", "end", "mel", "time")
+USUAL, OF_PARTS = "integrated_gradients", "shapley_sampling"  # frames and words that are half there tell little of whole ones
+# How coordinates of the hottest place are told; the file has all.
+_TOLD = {
+    "frame": "frame {}",
+    "segment": "segment {}",
+    "seconds": "at {:.1f} s",
+    "height": "pixel row {}",
+    "width": "pixel column {}",
+}
+_TOLD |= {"hz": "{:.0f} Hz", "patch_row": "patch row {:.0f}", "patch_column": "patch column {:.0f}", "token": "token {}"}
+_TOLD |= {f"{branch}_query": f"{branch} query {{}}" for branch in ("image", "video", "audio")} | {
+    "word": "{!r}",
+    "group": "of the {}",
+}
+_LEGEND = """
+deletion: mean score as the hottest places are taken away, low is good; insertion: as they are put in, high is good; in
+brackets of random maps. true: insertion less deletion is more than that of random maps, and of this one moved elsewhere; p: the
+chance that such a map does as well, at most 0.05 where it is true (see vlt.faithfulness)."""
 
 
 def explain(
@@ -33,7 +49,15 @@ def explain(
         list[str] | None,
         typer.Option(help="A stage, or 'parts'; if not given parts, frames and spectrograms.", show_default=False),
     ] = None,
-    method: Annotated[str, typer.Option(help="Of attribution; a wrong one lists all.")] = "integrated_gradients",
+    method: Annotated[
+        str | None,
+        typer.Option(
+            help="A wrong one lists all; if not given integrated_gradients, at parts shapley_sampling.", show_default=False
+        ),
+    ] = None,
+    option: Annotated[
+        list[str] | None, typer.Option(help="Of the method, as n_samples=100; a wrong one lists all.", show_default=False)
+    ] = None,
     target: Annotated[str, typer.Option(help="'answer', or a word of it.")] = "answer",
     rather: Annotated[
         str | None, typer.Option(help="The word that the target is said rather than.", show_default=False)
@@ -53,32 +77,27 @@ def explain(
     batch: Annotated[int, typer.Option(help="Changed copies that are computed together.", min=1)] = 16,
 ) -> None:
     """Which of what it saw, heard and read made it say that: heat, and how true of the model that is."""
-    out = out.absolute()
-    _check_folder(out)
-    _check_asked(target, rather, method, at or ["prefix"], controls, shaken)
+    _check_folder(out := out.absolute())
+    _check_asked(target, rather, method, at or ["prefix"], baseline, controls, shaken)
+    options = _options(option or [], dict.fromkeys(_by(method, place) for place in at or ["parts", "frames"]))
     from vlt.explain.attribution import attribute
     from vlt.inputs.clip import Clip
     from vlt.model.load import load
     from vlt.probe.trace import trace
 
     run = trace(load(model), Clip(clip), ask)
-    places = list(dict.fromkeys(at or _usual(method, run.prompt.branches, baseline, shaken)))
-    pictures = {"frames", "patches"} & set(places)
-    if smooth and not pictures:
-        raise VltError(f"--smooth {smooth}: there is no heat on pictures at {', '.join(places)}; add --at frames or patches")
+    places = list(dict.fromkeys(at or _usual(method or USUAL, run.prompt.branches, baseline, shaken)))
+    blurred = _pictures(places, smooth)
     wanted: Any = (target, rather) if rather is not None else target
     found = []
-    shown = terminal.err.is_terminal
+    shared: dict[str, Any] = {"baseline": baseline, "seed": seed, "batch": batch, "progress": terminal.err.is_terminal}
     for place in places:
-        blur = smooth if place in pictures else 0.0
-        heat = attribute(run, place, method, wanted, baseline=baseline, smooth=blur, seed=seed, batch=batch, progress=shown)
+        own = options[_by(method, place)] | {"smooth": smooth if place in blurred else 0.0}
+        heat = attribute(run, place, _by(method, place), wanted, **shared, **own)
         found.append((heat, *_measured(heat, controls, shaken, seed)))
-    out.mkdir(exist_ok=True)
-    for heat, truth, _ in found:
-        _write(out, heat, truth)
     rows = [row for *_, row in found]
     told = {"clip": str(clip), "question": ask, "answer": run.answer.text, "model": model, "target": wanted, "heat": rows}
-    write_whole(out / "explanation.json", json.dumps(told, indent=1, ensure_ascii=False) + "\n")
+    _write(out, found, told)
     terminal.note(box.limits(model, clip, ask))
     _print(run.answer.text, rows)
     terminal.out.print(f"{out}: figures and numbers", highlight=False, markup=False, soft_wrap=True)
@@ -91,10 +110,14 @@ def _check_folder(out: Path) -> None:
         raise VltError(f"{out.parent}: is no folder that can be written in")
 
 
-def _check_asked(target: str, rather: str | None, method: str, at: Sequence[str], controls: int, shaken: int) -> None:
+def _check_asked(
+    target: str, rather: str | None, method: str | None, at: Sequence[str], baseline: str, controls: int, shaken: int
+) -> None:
     from vlt.explain.attribution import check_method
     from vlt.explain.faithfulness import check_controls
+    from vlt.explain.scorer import check_baseline
 
+    check_baseline(baseline)
     if rather is not None and target == "answer":
         raise VltError(f"--rather {rather} wants a word that is said rather: add --target WORD")
     if controls:
@@ -102,7 +125,33 @@ def _check_asked(target: str, rather: str | None, method: str, at: Sequence[str]
     elif shaken:
         raise VltError(f"--shaken {shaken}: nothing is measured with --controls 0")
     for place in at:
-        check_method(method, place)
+        check_method(_by(method, place), place)
+
+
+def _by(method: str | None, place: str) -> str:
+    return method or (OF_PARTS if place == "parts" else USUAL)
+
+
+def _options(told: Sequence[str], by: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Of each method those that it takes; what none takes is refused."""
+    from vlt.explain.attribution import METHODS
+    from vlt.explain.methods import check_options, options_of
+
+    out: dict[str, dict[str, Any]] = {method: {} for method in by}
+    for text in told:
+        name, _, value = text.partition("=")
+        try:
+            known = {name: json.loads(value)}
+        except ValueError:
+            raise VltError(f"--option {text}: expected a name and a number, as n_samples=100") from None
+        takes = [method for method in out if name in options_of(METHODS[method])]
+        if not takes:
+            has = "; ".join(f"{method} has {', '.join(options_of(METHODS[method])) or 'none'}" for method in out)
+            raise VltError(f"--option {text}: no such option; {has}")
+        for method in takes:
+            check_options(METHODS[method], known)
+            out[method] |= known
+    return out
 
 
 def _usual(method: str, branches: Sequence[str], baseline: str, shaken: int) -> list[str]:
@@ -111,8 +160,18 @@ def _usual(method: str, branches: Sequence[str], baseline: str, shaken: int) -> 
     features = method == "grad_cam"
     own = {"video": "patches" if features else "frames", "audio": "audio_features" if features else "spectrograms"}
     # There is no mean of a frame and a word, and what reads attention is shaken where the model is given something.
-    parts = [] if baseline == "mean" or (shaken and method in READ_ATTENTION) else ["parts"]
-    return [at for at in (*parts, *(own[b] for b in own if b in branches)) if at in places_of(method)]
+    parts = [] if baseline != "blank" or (shaken and method in READ_ATTENTION) else ["parts"]
+    usual = [at for at in (*parts, *(own[b] for b in own if b in branches)) if at in places_of(method)]
+    if "parts" not in usual:
+        terminal.note("parts are left out: by this method, baseline or --shaken there is no heat, or no test, of them")
+    return usual
+
+
+def _pictures(places: Sequence[str], smooth: float) -> set[str]:
+    pictures = {"frames", "patches"} & set(places)
+    if smooth and not pictures:
+        raise VltError(f"--smooth {smooth}: there is no heat on pictures at {', '.join(places)}; add --at frames or patches")
+    return pictures
 
 
 def _measured(heat: Attribution, controls: int, shaken: int, seed: int) -> tuple[Faithfulness | None, dict[str, Any]]:
@@ -128,16 +187,22 @@ def _measured(heat: Attribution, controls: int, shaken: int, seed: int) -> tuple
     if whole and len(heat.heat) >= 4:  # a map can be true of segments, and not of the mel cells in them
         again = faithfulness(heat, cells=whole, controls=controls, seed=seed, progress=shown)
         row |= {f"true of whole {heat.heat.dims[0]}s": again.true, "p of them": again.p}
+        if again.true != truth.true:
+            verdict = "it is shown, but not where in them" if again.true else "it is not shown"
+            row["warnings"].append(f"Of whole {heat.heat.dims[0]}s {verdict} (p = {again.p:.2g}).")
     return truth, row
 
 
-def _write(out: Path, heat: Attribution, truth: Faithfulness | None) -> None:
+def _write(out: Path, found: Sequence[tuple[Attribution, Faithfulness | None, Any]], told: dict[str, Any]) -> None:
     from vlt.view import figures
 
-    figures.save(heat.figure(truth), out / f"{heat.at}.png")
-    if truth is not None:
-        figures.save(truth.figure(), out / f"{heat.at}-faithfulness.png")
-    write_whole(out / f"{heat.at}.csv", heat.heat.rename("heat").to_dataframe().to_csv())
+    out.mkdir(exist_ok=True)
+    for heat, truth, _ in found:
+        figures.save(heat.figure(truth), out / f"{heat.at}.png")
+        if truth is not None:
+            figures.save(truth.figure(), out / f"{heat.at}-faithfulness.png")
+        write_whole(out / f"{heat.at}.csv", heat.heat.rename("heat").to_dataframe().to_csv())
+    write_whole(out / "explanation.json", json.dumps(told, indent=1, ensure_ascii=False) + "\n")
 
 
 def _row(heat: Attribution, truth: Faithfulness | None) -> dict[str, Any]:
@@ -170,7 +235,6 @@ def _print(answer: str, rows: list[dict[str, Any]]) -> None:
     )
     table = Table("at", "hottest", "score", "without", *measured, box=None, header_style="bold")
     for row in rows:
-        hottest = ", ".join(f"{name} {_short(value)}" for name, value in row["hottest"].items() if name not in _TOLD_OTHERWISE)
         cells = [_two(row["score"]), _two(row["score_without"])]
         if measured:
             found = row["faithfulness"]
@@ -179,8 +243,10 @@ def _print(answer: str, rows: list[dict[str, Any]]) -> None:
                 f"{_yes(true)}, p {row['p of them']:.2f}" for name, true in row.items() if name.startswith("true of whole ")
             ]
             cells += [f"{_yes(row['true'])}, p {row['p']:.2f}", *whole]
-        table.add_row(row["at"], escape(terminal.printable(hottest)), *cells)
+        table.add_row(row["at"], escape(terminal.printable(_where(row["hottest"]))), *cells)
     terminal.out.print(table)
+    if measured:
+        terminal.out.print(_LEGEND, style="dim", highlight=False)
     for row in rows:
         for warning in row["warnings"]:
             terminal.out.print(f"[bold red]{row['at']}[/bold red]  {warning}", highlight=False, soft_wrap=True)
@@ -194,8 +260,20 @@ def _two(value: float) -> str:
     return f"{round(value, 2) + 0.0:.2f}"  # never -0.00
 
 
-def _short(value: Any) -> str:
-    return f"{value:.1f}" if isinstance(value, float) else str(value)
+def _where(hottest: Mapping[str, Any]) -> str:
+    """The hottest place, in words."""
+    told = dict(hottest)
+    if told.get("kind") == "word":
+        return f"word {told['number']}, {told['word']!r}"
+    if "part" in told:
+        told = {told["kind"]: told["number"], "seconds": told["seconds"]}
+    elif "segment_seconds" in told:
+        told = {"segment": told["segment"], "seconds": told["start"] + told["segment_seconds"], "hz": told["hz"]}
+    elif "start" in told:
+        told["seconds"] = told["start"]
+    elif "patch" in told and "patch_row" not in told:
+        return f"frame {told['frame']}, class token"
+    return ", ".join(_TOLD[name].format(value) for name, value in told.items() if name in _TOLD)
 
 
 def truth(

@@ -51,6 +51,7 @@ COMPARABLE = (*COMPLETE, "gradient_x_input", "rollout")
 # Whose heat is nats of the target's score.
 IN_NATS = (*COMPLETE, "gradient_x_input", "occlusion", "ablation")
 NOISY = 0.25  # of the hottest cell, a standard error above which there is more noise than map
+ELSEWHERE = 0.8  # of a contrast, that is there without what is explained: most of it comes from elsewhere
 LITTLE = 0.1  # nats that all places together bring, below which there is nothing much to explain
 # Along which axes an eighth of the third (height, or mel) is one cell, where `cells` does not tell otherwise.
 EIGHTHS = {"frames": ("height", "width"), "spectrograms": ("mel", "time")}
@@ -100,11 +101,13 @@ class Attribution:
         if abs(brings) < LITTLE:
             why = "little to explain" if self.little else "what speaks for it and what speaks against it cancel"
             out.append(f"The score is {self.score:.2g} with all of it and {self.score_without:.2g} without: {why}.")
+        elif not isinstance(self.target, str | int) and self.score_without > ELSEWHERE * self.score:
+            out.append(f"Of {self.score:.2f} nats {self.score_without:.2f} are there without it: most hangs on something else.")
         if self.method == "attention" and not attention.asks(self.at):
             out.append("Raw attention to this stage knows neither question nor word: the map is the same for all.")
         if methods.missed(self.error, brings):
             more = "n_steps" if self.method == "integrated_gradients" else "n_samples"
-            asked = f" ({more} = {self.options[more]})" if more in self.options else ""
+            asked = f" (there were {self.options[more]})" if more in self.options else ""
             out.append(f"The heat sums to {brings + self.error:.2f} and should to {brings:.2f}: ask for more {more}{asked}.")
         if self.noise > NOISY * self._hottest:
             out.append(
@@ -122,11 +125,20 @@ class Attribution:
             text += f"; smoothed over {self.task.smooth:g} patches"
         if self.noise == self.noise:
             text += f"; a cell's standard error is up to {self.noise:.2g}"
+        if abs(self.score - self.score_without) >= LITTLE:  # else a warning tells
+            text += f"\n{self._scored}: {self.score:.2f} with all of it, {self.score_without:.2f} without"
         if self.at == "patches":
             sizes = np.abs(self.heat.values)  # with their signs they might cancel
             share = float(sizes[:, 0].sum() / max(sizes.sum(), 1e-30))
             text += f"\nClass tokens, which are at no place and not drawn, have {share:.0%} of the heat, without its sign."
         return text + "".join(f"\n{WARNS} {warning}" for warning in self.warnings)
+
+    @property
+    def _scored(self) -> str:
+        """What the score is, in words."""
+        if isinstance(self.target, tuple | list):
+            return "log p, less that of {1!r} in the place of {0!r}".format(*self.target)
+        return "log p"
 
     def figure(self, faithfulness: Any = None) -> Figure:
         """The heat over the frames, the spectrogram, the words, or as bars; with what `vlt.faithfulness` found, under a
@@ -140,7 +152,8 @@ class Attribution:
             note += f"\n{faithfulness.said}" if faithfulness.said else ""
         heat, kinds = self.heat, set(self.heat.dims)
         if self.at == PARTS:
-            return figures.parts(heat, note=note)
+            spread = self.task.spread
+            return figures.parts(heat, note=note, spread=None if spread is None else spread[self.task.numbers])
         if "token" in kinds:
             return figures.over_tokens(self.run, heat, note=note)
         if kinds & {"frame", "frame_token"}:
@@ -214,8 +227,7 @@ def check_method(method: str, at: str) -> None:
         raise VltError(f"no method {method!r}; {among(method, METHODS)}")
     places = places_of(method)
     if at not in places:
-        why = "; what it has there tells nothing of how they compare" if (method, at) == ("attention", PARTS) else ""
-        raise VltError(f"{method} has heat at {', '.join(places)}; not at {at!r}{why}")
+        raise VltError(f"{method} has heat at {', '.join(places)}; not at {at!r}: give another stage, or another method")
 
 
 def places_of(method: str) -> list[str]:

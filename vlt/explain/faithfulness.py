@@ -176,7 +176,7 @@ def check_controls(controls: int) -> None:
 
 def _task(attribution: Attribution, cells: Mapping[str, int] | None) -> Task:
     """That of the attribution, perhaps with other cells."""
-    check_type(attribution, Attribution, "what vlt.faithfulness measures")
+    check_type(attribution, Attribution, "what vlt.faithfulness measures (of vlt.attribute)")
     if not np.isfinite(attribution.heat).all():
         raise VltError("this heat has numbers that are not finite (nan or infinity): it is no map")
     task = attribution.task

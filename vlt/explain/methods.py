@@ -40,8 +40,8 @@ class _Told:
 class Task:
     """One attribution under way. value, baseline [1, ...] at the stage. cells [1, ...] int64: the number of the cell that
     each place belongs to; cells are changed as one. options: the method's own; what it chose by itself, it adds. smooth:
-    see `smoothed`. backwards: passes of gradients so far. noise: the greatest standard error of a cell's heat, by what the
-    method drew (nan: it draws nothing, or does not tell)."""
+    see `smoothed`. backwards: passes of gradients so far. spread: the standard error of every cell's heat [cell] float64, by
+    what the method drew (None: it draws nothing, or does not tell); noise: the greatest of them, or nan."""
 
     scorer: Scorer
     value: Tensor
@@ -51,7 +51,11 @@ class Task:
     options: dict[str, Any]
     smooth: float = 0.0
     backwards: int = 0
-    noise: float = math.nan
+    spread: np.ndarray | None = None
+
+    @property
+    def noise(self) -> float:
+        return math.nan if self.spread is None else float(self.spread.max())
 
     @property
     def axes(self) -> list[Axis]:
@@ -115,9 +119,13 @@ def cells(axes: list[Axis], value: Tensor, sizes: Mapping[str, int]) -> Tensor:
     return number.expand(value.shape).contiguous().to(value.device)
 
 
+def options_of(method: Callable[..., Tensor]) -> list[str]:
+    return list(inspect.signature(method).parameters)[1:]
+
+
 def check_options(method: Callable[..., Tensor], options: Mapping[str, Any]) -> None:
     """Refuses what a method does not take, before anything is run."""
-    known = list(inspect.signature(method).parameters)[1:]
+    known = options_of(method)
     for name, value in options.items():
         if name not in known:
             if name == "rather":
@@ -302,7 +310,7 @@ def shapley_sampling(task: Task, n_samples: int = 25) -> Tensor:
     if n_samples > 1:
         none, *rest = torch.cat(scores).cpu().double().split([1, *[task.n_cells] * n_samples])
         added = torch.stack([torch.diff(each, prepend=none)[order.argsort()] for each, order in zip(rest, orders, strict=True)])
-        task.noise = float(added.std(0).max()) / math.sqrt(n_samples)
+        task.spread = added.std(0).numpy() / math.sqrt(n_samples)
     return heat
 
 
@@ -324,18 +332,18 @@ def kernel_shap(task: Task, n_samples: int | None = None) -> Tensor:
 
     method.interpretable_model.fit = fit
     heat = _by_cell(task, method, count, n_samples=count)
-    task.noise = _of_regression(*(part.double().cpu() for part in fitted))
+    task.spread = _of_regression(*(part.double().cpu() for part in fitted))
     return heat
 
 
-def _of_regression(sets: Tensor, scores: Tensor, weights: Tensor) -> float:
-    """The greatest standard error of a coefficient (White's, for errors of any size). sets [sample, cell]."""
+def _of_regression(sets: Tensor, scores: Tensor, weights: Tensor) -> np.ndarray | None:
+    """The standard error of every coefficient (White's, for errors of any size). sets [sample, cell]."""
     x = torch.cat([torch.ones(len(sets), 1, dtype=sets.dtype), sets], 1)
     inverse = torch.linalg.pinv((x * weights[:, None]).T @ x, hermitian=True)
     misses = scores - x @ (inverse @ (x.T @ (weights * scores)))
     spread = inverse @ (x * (weights * misses)[:, None].square()).T @ x @ inverse
     free = len(sets) - x.shape[1]
-    return float((spread.diagonal()[1:].clamp(min=0) * len(sets) / free).sqrt().max()) if free > 0 else math.nan
+    return (spread.diagonal()[1:].clamp(min=0) * len(sets) / free).sqrt().numpy() if free > 0 else None
 
 
 def _by_cell(task: Task, method: Any, rows: int, **options: Any) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from vlt.errors import VltError, among, check_type, nearest
+from vlt.errors import VltError, among, check_type
 from vlt.model import stages
 from vlt.probe import edits, language
 from vlt.probe.axes import Axis
@@ -32,7 +32,7 @@ WIDTHS = ("channel", "vision_width", "qformer_width", "audio_qformer_width", "jo
 
 def scorer(run: Trace, at: str, target: Target = "answer", batch: int = 16) -> Scorer:
     """The scorer of a stage, or of "parts"."""
-    check_type(run, Trace, "the run of an attribution")
+    check_type(run, Trace, "the run of an attribution (of vlt.trace)")
     check_place(at)
     return (Parts if at == PARTS else Scorer)(run, at, target, batch)
 
@@ -40,7 +40,12 @@ def scorer(run: Trace, at: str, target: Target = "answer", batch: int = 16) -> S
 def check_place(at: str) -> None:
     check_type(at, str, "a stage")
     if at not in PLACES:
-        raise VltError(f"attribution at {at!r}; {among(at, PLACES)}")
+        raise VltError(f"there is no attribution at {at!r}; {among(at, PLACES)}")
+
+
+def check_baseline(name: object) -> None:
+    if not isinstance(name, str) or name not in BASELINES:
+        raise VltError(f"no baseline {name!r}; {among(str(name), BASELINES)}, or a tensor")
 
 
 def replaced(run: Trace, values: Mapping[str, Tensor]) -> Trace:
@@ -120,8 +125,7 @@ class Scorer:
             if baseline.shape not in (value.shape, value.shape[1:]):
                 raise VltError(f"a baseline at {self.at!r} has shape {list(value.shape[1:])}; got {list(baseline.shape)}")
             return baseline.to(value).reshape(value.shape), "given"
-        if not isinstance(baseline, str) or baseline not in BASELINES:
-            raise VltError(f"no baseline {baseline!r}; {nearest(str(baseline), BASELINES)}, or a tensor")
+        check_baseline(baseline)
         with torch.no_grad():
             return getattr(self, f"_{baseline}")(), baseline
 
@@ -208,13 +212,13 @@ class Parts(Scorer):
             done += count
         return out
 
-    def _zero(self) -> Tensor:
+    def _blank(self) -> Tensor:
         return torch.zeros_like(self.value)
 
-    _blank = _zero
+    def _zero(self) -> Tensor:
+        raise VltError("the parts' baseline is blank; there is no zero, and no mean, of a frame and a word")
 
-    def _mean(self) -> Tensor:
-        raise VltError("the parts' baseline is blank; there is no mean of a frame and a word")
+    _mean = _zero
 
 
 @dataclasses.dataclass(frozen=True)
@@ -241,7 +245,11 @@ def _reader(run: Trace, target: Target) -> _Reader:
     if isinstance(target, tuple | list):
         if len(target) != 2 or not all(isinstance(word, str) for word in target):
             raise VltError(f"a contrast is of two words, ('bell', 'buzz'); got {target!r}")
-        at, other = run.word(target[0]), language.token_of(run.model, target[1])
+        try:
+            at = run.word(target[0])
+        except VltError as e:
+            raise VltError(f"{e}, and then what it is said rather than") from e
+        other = language.token_of(run.model, target[1])
         if ids[at] == other:
             raise VltError(f"a contrast is of two words; {target!r} is the same twice")
         return _Reader(ids, at, other)

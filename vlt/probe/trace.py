@@ -171,7 +171,10 @@ class Trace:
             return said.index(word.strip())
         if isinstance(word, int) and not isinstance(word, bool) and 0 <= word < len(said):
             return word
-        raise VltError(f"the answer has no word {word!r}; its tokens are 0 to {len(said) - 1}: {' | '.join(said)}")
+        close = {piece.lower(): piece for piece in said}.get(word.strip().lower()) if isinstance(word, str) else None
+        hint = f" (nearest: {close})" if close else ""
+        tokens = f"its tokens are 0 to {len(said) - 1}: {' | '.join(said)}"
+        raise VltError(f"the answer has no word {word!r}{hint}; {tokens}; give one of them")
 
     @cached_property
     def logprobs(self) -> xr.DataArray:

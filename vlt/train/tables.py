@@ -96,9 +96,9 @@ Cell = Callable[[str, str, str, str], str]
 _LEGEND = (
     "Shares of maps whose hottest place is on the cause, of n questions that were answered rightly and have another answer for "
     "the other thing. other thing: on the one that was not asked about. rank: how often a place of the cause is hotter than "
-    "another. true: by vlt.faithfulness, so that the answer hangs on where it is hot, the cause or not. forwards, backwards: "
-    "through the language model; they and seconds are a map's, on average."
+    "another. forwards, backwards: through the language model; they and seconds are a map's, on average."
 )
+_TRUE = " true: by vlt.faithfulness, so that the answer hangs on where it is hot, the cause or not."
 # what stands over a table -> heading -> what is explained, what is asked, and the measure
 _CHECKS = {
     "Which thing? Shares of maps whose hottest place is on the thing that was asked about, on the other one, and on things of "
@@ -154,10 +154,15 @@ def markdown(table: pd.DataFrame) -> str:
     n = own.groupby("question")["n"].max()
     head = ["way", *(f"{kind} (n {int(n[kind])})" for kind in kinds), "other thing", "rank, looking", "rank, listening"]
     trues = [f"true, {asked} (clips {int(clips)})" for asked, clips in true.items()]
-    out = [evaluate.as_table([*head, *trues, "forwards", "backwards", "seconds"], lines), _LEGEND]
+    out = [evaluate.as_table([*head, *trues, "forwards", "backwards", "seconds"], lines), _LEGEND + _TRUE * bool(true)]
     if RANDOM in set(table["explained"]):
-        out += [f"{told}\n\n{_check(table, columns)}" for told, columns in _CHECKS.items()]
+        out += [f"{told}\n\n{_check(table, columns)}" for told, columns in _CHECKS.items() if _told(table, columns)]
     return "\n\n".join(out)
+
+
+def _told(table: pd.DataFrame, columns: Mapping[str, tuple[str, str, str]]) -> bool:
+    """Has any way such a measure?"""
+    return any(table.loc[table["explained"] == by, of].notna().any() for by, _, of in columns.values() if of in table)
 
 
 def _check(table: pd.DataFrame, columns: Mapping[str, tuple[str, str, str]]) -> str:

@@ -42,11 +42,12 @@ _MEASURED = {
 _BY_CHANCE = {"pointing": "chance", "mass": "area", "rank": "half"}  # the column of what a map that knows nothing gets
 
 
-def parts(heat: xr.DataArray, what: str = "", note: str = "") -> Figure:
+def parts(heat: xr.DataArray, what: str = "", note: str = "", spread: np.ndarray | None = None) -> Figure:
     """Heat on every frame, every segment of sound and every word of the question, as bars on one scale.
 
     heat: [part], with coordinates kind, number, seconds, word. what: heat is, in words; by default the array's long name.
-    note: lines under it, a warning where it begins with ⚠. Raises `VltError` for another array.
+    note: lines under it, a warning where it begins with ⚠. spread: the standard error of each [part], drawn as lines of
+    one up and one down. Raises `VltError` for another array.
     """
     if not isinstance(heat, xr.DataArray) or heat.dims != ("part",) or not {"kind", "seconds", "word"} <= set(heat.coords):
         raise VltError(f"parts draws an array [part] with kinds and words; this is a {type(heat).__name__}")
@@ -59,7 +60,8 @@ def parts(heat: xr.DataArray, what: str = "", note: str = "") -> Figure:
     panels = figure.subplots(1, len(kinds), sharey=True, squeeze=False, width_ratios=counts)[0]
     for colour, (kind, axes) in enumerate(zip(kinds, panels, strict=True)):
         mine = np.flatnonzero(heat["kind"].values == kind)
-        tidy(axes).bar(range(len(mine)), values[mine], width=0.7, color=COLOURS[colour])
+        errors: dict[str, Any] = {} if spread is None else {"yerr": spread[mine], "error_kw": {"elinewidth": 0.8, "alpha": 0.7}}
+        tidy(axes).bar(range(len(mine)), values[mine], width=0.7, color=COLOURS[colour], **errors)
         names = (
             [shown(str(w), 14) for w in heat["word"].values[mine]] if kind == "word" else times(heat["seconds"].values[mine])
         )

@@ -134,6 +134,9 @@ def path(run: Trace, found: xr.Dataset) -> Figure:
     sizes = {"video": strips.frames_height, "audio": strips.sound_height, "tokens": lambda _: text.height}
     heights = {name: sizes[name](array) for name, array in heat.items()}
     note = f"{found.attrs['method']} is read from attention and proves no cause; vlt.faithfulness tests heat against the model"
+    note += "\nEach part has a scale of its own."
+    if "audio" in heat and "mel_row" in heat["audio"].dims:
+        note += " Grey, at the end of segments: no patch is there."
     figure = Figure(WIDTH, sum(heights.values()) + 0.15 * (len(heights) - 1) + 0.1 + height_of(note))
     what = f"{found.attrs['method']} for '{shown(found.attrs['word'])}'"
     said, down = [], 0.0
@@ -284,7 +287,7 @@ def interaction(shares: pd.Series) -> Figure:
     axes.margins(x=0.2)
     axes.set_yticks(range(n), [name.replace(" x ", " × ") for name in names])
     axes.set_ylim(n - 0.4, -0.6)
-    axes.set_xlabel("share of log p(answer) (nats)", fontsize=SIZE)
+    axes.set_xlabel("what it adds to log p(answer) (nats)", fontsize=SIZE)
     keys = [Patch(**look) for look in LOOKS[: 1 + any(joint)]]
     figure.legend(
         keys, ["Shapley value", "interaction"][: len(keys)], loc="outside upper right", ncols=2, fontsize=SMALL, frameon=False
@@ -305,4 +308,4 @@ def _left_out(shares: pd.Series) -> str:
         return ""
     players = [str(name) for name in shares.index if " x " not in str(name)]
     lost = [values[" + ".join(o for o in players if o != p) or "none"] - values[" + ".join(players)] for p in players]
-    return "Left out alone: " + ", ".join(f"{p} {signed(v)}" for p, v in zip(players, lost, strict=True))
+    return "With one left out, log p changes by: " + ", ".join(f"{p} {signed(v)}" for p, v in zip(players, lost, strict=True))
