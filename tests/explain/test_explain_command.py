@@ -36,7 +36,7 @@ def test_explain_writes_figures_and_numbers(tmp_path: Path) -> None:
     assert parts["true"] and not parts["warnings"] and "true of whole segments" not in parts
     assert "answer  I hear a bell." in done.stdout and "segment 1, at 2.0 s" in done.stdout
     assert "deletion: mean score as the hottest places are taken away, low is good" in done.stdout
-    assert "of whole frames, segments" in done.stdout and f"yes, p {parts['p']:.2f}" in done.stdout
+    assert "as wholes: so of whole frames, or segments" in done.stdout and f"yes, p {parts['p']:.2f}" in done.stdout
 
 
 def test_whole_segments_are_tested_apart(bell: Trace) -> None:
@@ -71,7 +71,7 @@ def test_what_a_method_has_no_heat_at_is_left_out_or_refused(tmp_path: Path) -> 
     done = here(*asked, "--method", "attention", "--out", tmp_path / "a")
     assert done.returncode == 0, done.stderr
     assert {p.name for p in (tmp_path / "a").glob("*.png")} == {"frames.png", "spectrograms.png"}
-    assert "parts are left out" in done.stdout
+    assert "parts are left out: attention has no heat there" in done.stdout
     done = vlt(*asked, "--method", "grad_cam", "--at", "audio_features", "--at", "audio_queries", "--out", tmp_path / "b")
     assert done.returncode == 0, done.stderr
     assert {p.name for p in (tmp_path / "b").iterdir()} == {
@@ -92,17 +92,19 @@ def test_what_is_printed_is_short(bell: Trace) -> None:
     ("hottest", "told"),
     [
         ({"part": 9, "kind": "frame", "number": 1, "seconds": 2.0}, "frame 1, at 2.0 s"),
-        ({"part": 20, "kind": "word", "number": 3, "word": "hear"}, "word 3, 'hear'"),
-        ({"frame": 6, "frame_number": 96, "seconds": 12.0, "patch": 0}, "frame 6, class token"),
+        ({"part": 20, "kind": "word", "number": 3, "word": " hear"}, "word 3, 'hear'"),
+        ({"frame": 6, "frame_number": 96, "seconds": 12.0, "patch": 0}, "frame 6, at 12.0 s, class token"),
+        ({"frame": 6, "seconds": 12.0, "height": 44, "width": 23}, "frame 6, at 12.0 s, pixel row 44, column 23 of the model's picture"),
         ({"segment": 1, "start": 2.0, "end": 4.0, "mel": 9, "hz": 439.6, "time": 82, "segment_seconds": 0.83},
          "segment 1, at 2.8 s, 440 Hz"),
         ({"segment": 6, "start": 12.0, "end": 14.0}, "segment 6, at 12.0 s"),
-        ({"token": 29, "group": "audio", "query": 7}, "token 29, of the audio"),
+        ({"token": 29, "group": "audio", "query": 7}, "token 29, audio, query 7"),
+        ({"token": 2, "word": " are", "group": "prompt", "query": -1}, "token 2, 'are', prompt"),
         ({"video_query": 10}, "video query 10"),
     ],
 )  # fmt: skip
 def test_the_hottest_place_is_told_in_words(hottest: dict[str, object], told: str) -> None:
-    assert _where(hottest) == told
+    assert _where(hottest, 1) == told and _where(hottest, 3) == f"{told} (the first of 3 alike)"
 
 
 def test_parts_are_by_taking_away_if_nothing_else_is_asked_for(tmp_path: Path) -> None:
@@ -114,6 +116,8 @@ def test_parts_are_by_taking_away_if_nothing_else_is_asked_for(tmp_path: Path) -
     assert done.returncode == 0, done.stderr
     parts, features = json.loads((tmp_path / "why" / "explanation.json").read_text())["heat"]
     assert (parts["method"], features["method"]) == ("shapley_sampling", "integrated_gradients")
+    assert (parts["alike"], features["alike"]) == (1, 1)
+    assert " parts           shapley sampling " in done.stdout and " audio_features  integrated gradients " in done.stdout
     assert parts["forwards"] == 30 * 22 + 1 and features["backwards"] == 16
     heat = pd.read_csv(tmp_path / "why" / "parts.csv").query("kind == 'frame'")["heat"]
     assert (heat > -0.3).all() and heat.max() < 3
@@ -125,7 +129,7 @@ def test_parts_have_no_mean(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     (row,) = json.loads((tmp_path / "why" / "explanation.json").read_text())["heat"]
     assert row["at"] == "spectrograms" and row["baseline"] == "mean"
-    assert done.stderr == "" and "parts are left out" in done.stdout  # no bars where nobody looks
+    assert done.stderr == "" and "parts are left out: they have no --baseline mean" in done.stdout  # no bars where nobody looks
 
 
 def test_what_reads_attention_is_shaken_where_the_model_is_given_something() -> None:
@@ -161,9 +165,13 @@ def test_explain_what_a_clip_has(tmp_path: Path) -> None:
         (["--target", "buzz"], "the answer has no word 'buzz'"),
         (["--at", "frame"], "there is no attribution at 'frame'; nearest: frames; all: frames, patches"),
         (["--baseline", "black"], "no baseline 'black'; nearest: blank; all: blank, zero, mean, or a tensor"),
-        (["--option", "n_stepz=3"], "no such option; shapley_sampling has n_samples; integrated_gradients has n_steps"),
+        (["--option", "n_stepz=3"], "no such option; integrated_gradients has n_steps; shapley_sampling has n_samples"),
         (["--option", "n_samples=0"], "n_samples = 0; expected a whole number from 1 on"),
-        (["--option", "n_samples"], "--option n_samples: expected a name and a number, as n_samples=100"),
+        (["--option", "n_samples"], "--option n_samples: expected NAME=VALUE, as n_samples=100"),
+        (
+            ["--option", "n_samples=9", "--baseline", "zero"],
+            "--option n_samples=9: no such option; integrated_gradients has n_steps",
+        ),
         (["--option", "n_steps=32", "--at", "parts"], "--option n_steps=32: no such option; shapley_sampling has n_samples"),
         (["--shaken", "2", "--controls", "0"], "--shaken 2: nothing is measured with --controls 0"),
         (["--rather", "buzz"], "--rather buzz wants a word that is said rather: add --target WORD"),
@@ -190,10 +198,8 @@ def test_the_verdict_stands_also_where_there_is_little_to_explain(tmp_path: Path
     (row,) = json.loads((tmp_path / "why" / "explanation.json").read_text())["heat"]
     assert f"{'yes' if row['true'] else 'no'}, p {row['p']:.2f}" in done.stdout and "little to explain." in done.stdout
     assert {"patch", "patch_row", "frame_number", "seconds"} <= set(row["hottest"])
-    told = "frame {frame}, at {seconds:.1f} s, patch row {patch_row:.0f}, patch column {patch_column:.0f}".format(
-        **row["hottest"]
-    )
-    assert _where(row["hottest"]) == told and f"frame {row['hottest']['frame']}, at" in done.stdout
+    told = "frame {frame}, at {seconds:.1f} s, patch row {patch_row:.0f}, column {patch_column:.0f}".format(**row["hottest"])
+    assert _where(row["hottest"], 1) == told and f"frame {row['hottest']['frame']}, at" in done.stdout
 
 
 def test_truth_prints_and_draws(tmp_path: Path) -> None:

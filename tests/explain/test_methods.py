@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import Any
 
 import captum.attr
@@ -13,11 +14,11 @@ import torch
 from tests.explain.conftest import GAIN, VALUE, WEIGHT, WITHOUT, OnPaper, on_paper
 from vlt.errors import VltError
 from vlt.explain import methods
-from vlt.explain.attribution import COMPLETE, METHODS, READ_ATTENTION, attribute, heat_of
+from vlt.explain.attribution import COMPLETE, METHODS, READ_ATTENTION, Attribution, attribute, heat_of
 from vlt.explain.faithfulness import faithfulness
 from vlt.explain.methods import Task
 from vlt.explain.scorer import PLACES, scorer
-from vlt.probe.trace import Trace
+from vlt.probe.trace import Trace, trace
 
 
 def close(heat: torch.Tensor, expected: Any, atol: float = 1e-5) -> None:
@@ -241,16 +242,35 @@ def test_the_error_of_what_is_drawn_is_told(method: str) -> None:
 
 def test_what_there_is_without_it_stands_beside_the_heat(bell: Trace) -> None:
     """A contrast that is there without all of a stage comes from elsewhere: a bell is heard and not seen."""
-    seen, heard = (
-        attribute(bell, at, "gradient_x_input", ("bell", "buzz"), progress=False) for at in ("patches", "audio_features")
-    )
-    assert seen.score_without > 0.9 * seen.score > 0 > heard.score_without
-    warning = f"Of {seen.score:.2f} nats {seen.score_without:.2f} are there without it: most hangs on something else."
-    assert warning in seen.warnings and not heard.warnings
-    told = f"log p, less that of 'buzz' in the place of 'bell': {heard.score:.2f} with all of it, {heard.score_without:.2f} without"
-    assert told in " ".join(heard.figure().alt.split())
-    word = attribute(bell, "audio_features", "gradient_x_input", "bell", progress=False)
-    assert f"log p: {word.score:.2f} with all of it" in word.told
+
+    def of(run: Trace, at: str, *target: str) -> Attribution:
+        return attribute(run, at, "gradient_x_input", target[0] if len(target) == 1 else target, progress=False)
+
+    def elsewhere(found: Attribution) -> list[str]:
+        return [warning for warning in found.warnings if "comes from elsewhere" in warning]
+
+    wrong = trace(bell.model, bell.clip, bell.question, answer="I hear a buzz.")
+    (seen,) = elsewhere(of(bell, "patches", "bell", "buzz"))
+    assert re.fullmatch(r"The score is 4\.\d+ with all of it and 4\.\d+ without: most comes from elsewhere\.", seen)
+    (against,) = elsewhere(of(bell, "patches", "bell", "chirp"))  # which there would be even more of
+    assert against.endswith("most comes from elsewhere, and this speaks against 'bell'.")
+    assert elsewhere(of(wrong, "patches", "buzz", "bell"))  # below 0
+    for found in (of(bell, "audio_features", "bell", "buzz"), of(wrong, "audio_features", "buzz", "bell")):
+        assert abs(found.score_without - found.score) > 5 and not elsewhere(found)
+        scored = f"{found.score:.2f} with all of it, {found.score_without:.2f} without (baseline: blank)"
+        assert f"log p of {found.target[0]!r}, less that of {found.target[1]!r} in its place: {scored}" in found.told
+        assert scored in " ".join(found.figure().alt.split())
+    assert "\nlog p of 'bell': " in of(bell, "audio_features", "bell").told
+    assert "\nlog p of the whole answer: " in of(bell, "audio_features", "answer").told
+
+
+@pytest.mark.parametrize("size", [1, 7])
+def test_error_bars_are_as_long_as_the_errors(bell: Trace, size: int) -> None:
+    """A part that shares its cell's heat shares its error."""
+    found = attribute(bell, "parts", "shapley_sampling", "bell", n_samples=5, cells={"part": size}, progress=False)
+    bars = [axes.collections[0].get_segments() for axes in found.figure().axes]
+    half = np.array([(bar[1, 1] - bar[0, 1]) / 2 for kind in bars for bar in kind])
+    assert len(half) == found.heat.size and half.max() == pytest.approx(found.noise / size)
 
 
 def test_more_noise_than_map_is_a_warning(bell: Trace) -> None:
@@ -259,10 +279,6 @@ def test_more_noise_than_map_is_a_warning(bell: Trace) -> None:
     assert f"a cell's standard error is up to {many.noise:.2g}" in many.figure().alt
     loud = dataclasses.replace(many, noise=float(many.heat.max()))
     assert "Another draw gives another map" in loud.warnings[0] and not many.warnings
-    lines = [line for axes in many.figure().axes for line in axes.collections]
-    assert len(lines) == 3  # one error bar for every part, of three kinds
-    spread = np.concatenate([[(b[1] - b[0]) / 2 for b in (s[:, 1] for s in group.get_segments())] for group in lines])
-    assert spread.max() == pytest.approx(many.noise) and len(spread) == many.heat.size
     with pytest.raises(VltError, match="shares what there is among cells, and here is one"):
         attribute(bell, "audio_features", "kernel_shap", cells={"segment": 8}, progress=False)
 
@@ -427,7 +443,7 @@ def test_smoothed(square: Trace) -> None:
         ({"method": "rollout", "target": ("bell", "buzz")}, "rollout follows one word, or each of .*; it knows no contrast"),
         ({"method": "rollout", "at": "patches"}, "rollout has heat at prefix, frames, .*, parts; not at 'patches'"),
         ({"method": "attention", "at": "patches"}, "attention has heat at prefix, frames, .*segment_tokens; not at 'patches'"),
-        ({"method": "attention", "at": "parts"}, "attention has heat at .* give another stage, or another method"),
+        ({"method": "attention", "at": "parts"}, "attention has heat at .* those looks cannot be compared"),
         ({"method": "occlusion", "stride": {"segment": 2}}, "stride: segment = 2; expected 1 to the cells' 1"),
         ({"method": "occlusion", "stride": {"frame": 1}}, "stride: 'segment_tokens' has no axis 'frame'"),
         ({"at": "parts", "baseline": "mean"}, "the parts' baseline is blank"),
@@ -462,7 +478,11 @@ def test_heat_at_every_stage_has_a_picture(at: str, bell: Trace) -> None:
 
 
 def test_a_baseline_is_told_where_there_is_one(bell: Trace) -> None:
+    """Once; also of a method that has none, of which the score without it has."""
     heat = attribute(bell, "segment_tokens", "saliency", "bell", progress=False)
-    assert "baseline" not in heat.figure().alt
+    for figure in (heat.figure(), heat.figure(faithfulness(heat, controls=19, progress=False))):
+        assert figure.alt.count("baseline") == figure.alt.count("without (baseline: blank)") == 1
+    heat = attribute(bell, "patches", "saliency", "bell", progress=False)
+    assert heat.little and "baseline" not in heat.figure().alt
     assert "Tested with baseline: blank." in heat.figure(faithfulness(heat, controls=19, progress=False)).alt
     assert "; baseline: blank" in attribute(bell, "segment_tokens", "ablation", "bell", progress=False).figure().alt

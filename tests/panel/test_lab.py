@@ -72,6 +72,7 @@ def lab(chromium: object, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
             server.wait(timeout=30)
         except subprocess.TimeoutExpired:
             server.kill()
+            server.wait()
 
 
 def _to_the_panel(source: Path, copy: Path) -> None:

@@ -191,11 +191,42 @@ def test_a_switch_leaves_the_word_that_was_chosen(probe: Probe) -> None:
 
 
 def test_a_switch_leaves_a_word_that_waits_for_its_heat(probe: Probe) -> None:
+    """Also from one switch to the next, and another method reaches it meanwhile."""
+    bell, answered = {"edited": False, "number": 3}, threading.Event()
+    probe.observe(lambda change: answered.set() if change["new"]["edited"] else None, "view")
+    for method in ("shapley_sampling", "saliency"):
+        answered.clear()
+        probe.explain("bell", "shapley_sampling")
+        probe.switch(video=False)
+        assert answered.wait(60) and probe.view["word"] == bell and probe.view["heat"] is None
+        if method == "saliency":
+            probe._handle_custom_msg({"kind": "method", "method": method}, [])
+        probe.switch(video=True, audio=False)
+        probe.wait()
+        assert probe.view["word"] == bell and (probe.view["heat"]["word"], probe.view["heat"]["method"]) == ("bell", method)
+        assert (
+            probe.view["method"] == method and "nothing" in probe.view["edited"]["text"] and probe.state()["heat"] is not None
+        )
+        probe.switch(audio=True)
+        probe.wait()
+
+
+def test_what_is_clicked_right_after_cancel_comes_on_top_of_what_was_there(probe: Probe) -> None:
+    probe.switch(audio=False)
+    probe.cancel()
+    assert probe.view["switches"]["audio"]
     probe.explain("bell", "saliency")
+    probe.wait()
+    assert probe.view["switches"]["audio"] and probe.view["edited"] is None and probe.view["heat"]["word"] == "bell"
     probe.switch(video=False)
     probe.wait()
-    assert probe.view["word"] == {"edited": False, "number": 3} and probe.view["heat"]["word"] == "bell"
-    assert probe.view["edited"] is not None and probe.state()["heat"] is not None
+    probe.explain("hear", "shapley_sampling")
+    probe.switch(audio=False)
+    probe.cancel()
+    with pytest.raises(VltError, match="stopped"):
+        probe.wait()
+    assert (probe.view["switches"]["video"], probe.view["switches"]["audio"]) == (False, True)
+    assert probe.view["heat"]["word"] == "bell" and probe.view["edited"] and probe.edited is not None
 
 
 def test_another_method_explains_the_word_that_was_clicked_last(probe: Probe) -> None:
@@ -209,14 +240,6 @@ def test_another_method_explains_the_word_that_was_clicked_last(probe: Probe) ->
     probe.wait()
     assert probe.view["word"] == {"edited": False, "number": 3}
     assert (probe.view["heat"]["word"], probe.view["heat"]["method"]) == ("bell", "gradient_x_input")
-    probe.switch(audio=False)
-    probe.wait()
-    probe.explain("nothing", edited=True)
-    probe.wait()
-    probe.switch(audio=True, video=False)
-    probe._handle_custom_msg({"kind": "method", "method": "saliency"}, [])  # the second answer is still to come
-    probe.wait()
-    assert probe.view["method"] == "saliency"
 
 
 @pytest.mark.parametrize("about", [{"clip": "/clips/other.mp4"}, {"answer": "I hear a hum."}, {"answer": "I", "edited": True}])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -28,17 +28,24 @@ _TOLD = {
     "segment": "segment {}",
     "seconds": "at {:.1f} s",
     "height": "pixel row {}",
-    "width": "pixel column {}",
-}
-_TOLD |= {"hz": "{:.0f} Hz", "patch_row": "patch row {:.0f}", "patch_column": "patch column {:.0f}", "token": "token {}"}
-_TOLD |= {f"{branch}_query": f"{branch} query {{}}" for branch in ("image", "video", "audio")} | {
+    "width": "column {} of the model's picture",
+    "hz": "{:.0f} Hz",
+    "patch_row": "patch row {:.0f}",
+    "patch_column": "column {:.0f}",
+    "image_query": "image query {}",
+    "video_query": "video query {}",
+    "audio_query": "audio query {}",
+    "token": "token {}",
     "word": "{!r}",
-    "group": "of the {}",
+    "group": "{}",
+    "query": "query {}",  # -1 of words
 }
-_LEGEND = """
-deletion: mean score as the hottest places are taken away, low is good; insertion: as they are put in, high is good; in
-brackets of random maps. true: insertion less deletion is more than that of random maps, and of this one moved elsewhere; p: the
-chance that such a map does as well, at most 0.05 where it is true (see vlt.faithfulness)."""
+_LEGEND = (
+    "\ndeletion: mean score as the hottest places are taken away, low is good; insertion: as they are put in, high is good; in "
+    "brackets of random maps. true: insertion less deletion is more than that of random maps, and of this one moved elsewhere; "
+    "p: the chance that such a map does as well, at most 0.05 where it is true (see vlt.faithfulness); as wholes: "
+    "so of whole frames, or segments."
+)
 
 
 def explain(
@@ -79,14 +86,14 @@ def explain(
     """Which of what it saw, heard and read made it say that: heat, and how true of the model that is."""
     _check_folder(out := out.absolute())
     _check_asked(target, rather, method, at or ["prefix"], baseline, controls, shaken)
-    options = _options(option or [], dict.fromkeys(_by(method, place) for place in at or ["parts", "frames"]))
+    options = _options(option or [], method, at or ["frames", *["parts"] * (not _without_parts(method, baseline, shaken))])
     from vlt.explain.attribution import attribute
     from vlt.inputs.clip import Clip
     from vlt.model.load import load
     from vlt.probe.trace import trace
 
     run = trace(load(model), Clip(clip), ask)
-    places = list(dict.fromkeys(at or _usual(method or USUAL, run.prompt.branches, baseline, shaken)))
+    places = list(dict.fromkeys(at or _usual(method, run.prompt.branches, baseline, shaken)))
     blurred = _pictures(places, smooth)
     wanted: Any = (target, rather) if rather is not None else target
     found = []
@@ -132,39 +139,48 @@ def _by(method: str | None, place: str) -> str:
     return method or (OF_PARTS if place == "parts" else USUAL)
 
 
-def _options(told: Sequence[str], by: Iterable[str]) -> dict[str, dict[str, Any]]:
+def _options(told: Sequence[str], method: str | None, places: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Of each method those that it takes; what none takes is refused."""
     from vlt.explain.attribution import METHODS
     from vlt.explain.methods import check_options, options_of
 
-    out: dict[str, dict[str, Any]] = {method: {} for method in by}
+    out: dict[str, dict[str, Any]] = {_by(method, place): {} for place in places}
     for text in told:
         name, _, value = text.partition("=")
         try:
             known = {name: json.loads(value)}
         except ValueError:
-            raise VltError(f"--option {text}: expected a name and a number, as n_samples=100") from None
-        takes = [method for method in out if name in options_of(METHODS[method])]
+            raise VltError(f"--option {text}: expected NAME=VALUE, as n_samples=100") from None
+        takes = [by for by in out if name in options_of(METHODS[by])]
         if not takes:
-            has = "; ".join(f"{method} has {', '.join(options_of(METHODS[method])) or 'none'}" for method in out)
+            has = "; ".join(f"{by} has {', '.join(options_of(METHODS[by])) or 'none'}" for by in out)
             raise VltError(f"--option {text}: no such option; {has}")
-        for method in takes:
-            check_options(METHODS[method], known)
-            out[method] |= known
+        for by in takes:
+            check_options(METHODS[by], known)
+            out[by] |= known
     return out
 
 
-def _usual(method: str, branches: Sequence[str], baseline: str, shaken: int) -> list[str]:
-    from vlt.explain.attribution import READ_ATTENTION, places_of
+def _usual(method: str | None, branches: Sequence[str], baseline: str, shaken: int) -> list[str]:
+    from vlt.explain.attribution import places_of
 
     features = method == "grad_cam"
     own = {"video": "patches" if features else "frames", "audio": "audio_features" if features else "spectrograms"}
-    # There is no mean of a frame and a word, and what reads attention is shaken where the model is given something.
-    parts = [] if baseline != "blank" or (shaken and method in READ_ATTENTION) else ["parts"]
-    usual = [at for at in (*parts, *(own[b] for b in own if b in branches)) if at in places_of(method)]
-    if "parts" not in usual:
-        terminal.note("parts are left out: by this method, baseline or --shaken there is no heat, or no test, of them")
-    return usual
+    if why := _without_parts(method, baseline, shaken):
+        terminal.note(f"parts are left out: {why}")
+    places = [*([] if why else ["parts"]), *(own[b] for b in own if b in branches)]
+    return [at for at in places if at in places_of(_by(method, at))]
+
+
+def _without_parts(method: str | None, baseline: str, shaken: int) -> str:
+    """Why there is nothing to be told of parts; mostly nothing."""
+    from vlt.explain.attribution import READ_ATTENTION, places_of
+
+    if baseline != "blank":
+        return f"they have no --baseline {baseline}"
+    if method and "parts" not in places_of(method):
+        return f"{method} has no heat there"
+    return f"--shaken changes what {method} reads from, and not them" if shaken and method in READ_ATTENTION else ""
 
 
 def _pictures(places: Sequence[str], smooth: float) -> set[str]:
@@ -218,6 +234,7 @@ def _row(heat: Attribution, truth: Faithfulness | None) -> dict[str, Any]:
         "noise": None if heat.noise != heat.noise else heat.noise,
         "warnings": heat.warnings,
         "hottest": {name: value for name, value in hottest.items() if value == value},
+        "alike": int((heat.heat == heat.heat.max()).sum()),
         "forwards": heat.forwards,
         "backwards": heat.backwards,
         "seconds": round(heat.seconds, 3),
@@ -230,10 +247,8 @@ def _row(heat: Attribution, truth: Faithfulness | None) -> dict[str, Any]:
 
 def _print(answer: str, rows: list[dict[str, Any]]) -> None:
     terminal.out.print(f"[bold]answer[/bold]  {escape(terminal.printable(answer))}", highlight=False)
-    measured = (
-        ["deletion (random)", "insertion (random)", "true", "of whole frames, segments"] if "faithfulness" in rows[0] else []
-    )
-    table = Table("at", "hottest", "score", "without", *measured, box=None, header_style="bold")
+    measured = ["deletion (random)", "insertion (random)", "true", "as wholes"] if "faithfulness" in rows[0] else []
+    table = Table("at", "method", "hottest", "score", "without", *measured, box=None, header_style="bold")
     for row in rows:
         cells = [_two(row["score"]), _two(row["score_without"])]
         if measured:
@@ -243,7 +258,9 @@ def _print(answer: str, rows: list[dict[str, Any]]) -> None:
                 f"{_yes(true)}, p {row['p of them']:.2f}" for name, true in row.items() if name.startswith("true of whole ")
             ]
             cells += [f"{_yes(row['true'])}, p {row['p']:.2f}", *whole]
-        table.add_row(row["at"], escape(terminal.printable(_where(row["hottest"]))), *cells)
+        table.add_row(
+            row["at"], row["method"].replace("_", " "), escape(terminal.printable(_where(row["hottest"], row["alike"]))), *cells
+        )
     terminal.out.print(table)
     if measured:
         terminal.out.print(_LEGEND, style="dim", highlight=False)
@@ -260,11 +277,12 @@ def _two(value: float) -> str:
     return f"{round(value, 2) + 0.0:.2f}"  # never -0.00
 
 
-def _where(hottest: Mapping[str, Any]) -> str:
-    """The hottest place, in words."""
-    told = dict(hottest)
+def _where(hottest: Mapping[str, Any], alike: int) -> str:
+    """The hottest place, in words, and how many are as hot."""
+    told = {name: value.strip() if isinstance(value, str) else value for name, value in hottest.items()}
+    more = f" (the first of {alike} alike)" if alike > 1 else ""
     if told.get("kind") == "word":
-        return f"word {told['number']}, {told['word']!r}"
+        return f"word {told['number']}, {told['word']!r}{more}"
     if "part" in told:
         told = {told["kind"]: told["number"], "seconds": told["seconds"]}
     elif "segment_seconds" in told:
@@ -272,8 +290,8 @@ def _where(hottest: Mapping[str, Any]) -> str:
     elif "start" in told:
         told["seconds"] = told["start"]
     elif "patch" in told and "patch_row" not in told:
-        return f"frame {told['frame']}, class token"
-    return ", ".join(_TOLD[name].format(value) for name, value in told.items() if name in _TOLD)
+        more = f", class token{more}"
+    return ", ".join(_TOLD[name].format(value) for name, value in told.items() if name in _TOLD and value != -1) + more
 
 
 def truth(

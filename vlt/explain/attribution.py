@@ -51,7 +51,7 @@ COMPARABLE = (*COMPLETE, "gradient_x_input", "rollout")
 # Whose heat is nats of the target's score.
 IN_NATS = (*COMPLETE, "gradient_x_input", "occlusion", "ablation")
 NOISY = 0.25  # of the hottest cell, a standard error above which there is more noise than map
-ELSEWHERE = 0.8  # of a contrast, that is there without what is explained: most of it comes from elsewhere
+ELSEWHERE = 0.8  # the share of a contrast that is there without what is explained, above which it comes from elsewhere
 LITTLE = 0.1  # nats that all places together bring, below which there is nothing much to explain
 # Along which axes an eighth of the third (height, or mel) is one cell, where `cells` does not tell otherwise.
 EIGHTHS = {"frames": ("height", "width"), "spectrograms": ("mel", "time")}
@@ -101,8 +101,12 @@ class Attribution:
         if abs(brings) < LITTLE:
             why = "little to explain" if self.little else "what speaks for it and what speaks against it cancel"
             out.append(f"The score is {self.score:.2g} with all of it and {self.score_without:.2g} without: {why}.")
-        elif not isinstance(self.target, str | int) and self.score_without > ELSEWHERE * self.score:
-            out.append(f"Of {self.score:.2f} nats {self.score_without:.2f} are there without it: most hangs on something else.")
+        elif not isinstance(self.target, str | int) and (share := self.score_without / self.score) > ELSEWHERE:
+            text = (
+                f"The score is {self.score:.2f} with all of it and {self.score_without:.2f} without: most comes from elsewhere"
+            )
+            against = f", and this speaks {'for' if brings > 0 else 'against'} {self.target[0]!r}" if share > 1 else ""
+            out.append(f"{text}{against}.")
         if self.method == "attention" and not attention.asks(self.at):
             out.append("Raw attention to this stage knows neither question nor word: the map is the same for all.")
         if methods.missed(self.error, brings):
@@ -127,6 +131,7 @@ class Attribution:
             text += f"; a cell's standard error is up to {self.noise:.2g}"
         if abs(self.score - self.score_without) >= LITTLE:  # else a warning tells
             text += f"\n{self._scored}: {self.score:.2f} with all of it, {self.score_without:.2f} without"
+            text += f" (baseline: {self.baseline})" if self.method in NO_BASELINE else ""
         if self.at == "patches":
             sizes = np.abs(self.heat.values)  # with their signs they might cancel
             share = float(sizes[:, 0].sum() / max(sizes.sum(), 1e-30))
@@ -137,8 +142,8 @@ class Attribution:
     def _scored(self) -> str:
         """What the score is, in words."""
         if isinstance(self.target, tuple | list):
-            return "log p, less that of {1!r} in the place of {0!r}".format(*self.target)
-        return "log p"
+            return "log p of {!r}, less that of {!r} in its place".format(*self.target)
+        return f"log p of {'the whole answer' if self.target == 'answer' else _told(self.run, self.target)}"
 
     def figure(self, faithfulness: Any = None) -> Figure:
         """The heat over the frames, the spectrogram, the words, or as bars; with what `vlt.faithfulness` found, under a
@@ -148,12 +153,14 @@ class Attribution:
             if faithfulness.attribution is not self:
                 a = faithfulness.attribution
                 raise VltError(f"this faithfulness is of another map ({a.method} at {a.at}); measure this one's own")
-            note += f"\nTested with baseline: {self.baseline}." if self.method in NO_BASELINE else ""
+            if self.method in NO_BASELINE and "(baseline: " not in note:
+                note += f"\nTested with baseline: {self.baseline}."
             note += f"\n{faithfulness.said}" if faithfulness.said else ""
         heat, kinds = self.heat, set(self.heat.dims)
         if self.at == PARTS:
-            spread = self.task.spread
-            return figures.parts(heat, note=note, spread=None if spread is None else spread[self.task.numbers])
+            spread, numbers = self.task.spread, self.task.numbers
+            each = None if spread is None else (spread / np.bincount(numbers))[numbers]  # of one that shares its cell's heat
+            return figures.parts(heat, note=note, spread=each)
         if "token" in kinds:
             return figures.over_tokens(self.run, heat, note=note)
         if kinds & {"frame", "frame_token"}:
@@ -227,7 +234,9 @@ def check_method(method: str, at: str) -> None:
         raise VltError(f"no method {method!r}; {among(method, METHODS)}")
     places = places_of(method)
     if at not in places:
-        raise VltError(f"{method} has heat at {', '.join(places)}; not at {at!r}: give another stage, or another method")
+        apart = "; parts of different kinds are looked at in different places, and those looks cannot be compared"
+        why = apart if (method, at) == ("attention", PARTS) else ""
+        raise VltError(f"{method} has heat at {', '.join(places)}; not at {at!r}{why}")
 
 
 def places_of(method: str) -> list[str]:

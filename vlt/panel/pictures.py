@@ -60,7 +60,7 @@ def check_method(method: str) -> None:
         raise VltError(f"no method {method!r}; {nearest(method, METHODS)}")
 
 
-def check_there(shown: Mapping[str, Any], view: Mapping[str, Any], clicked: Mapping[str, Any]) -> None:
+def refuse_stale(shown: Mapping[str, Any], view: Mapping[str, Any], clicked: Mapping[str, Any]) -> None:
     """Raises `VltError` where the clip or the answer that somebody clicked is not there any more: the numbers of its frames
     and words mean something else now. clicked: `clip`, its path, `answer`, its text, `edited`, whether it is the second;
     what is not told is not looked at."""

@@ -24,6 +24,7 @@ from vlt.panel.jobs import Job, interruptible, turn
 from vlt.panel.uploads import Uploads
 from vlt.probe import edits, language
 from vlt.probe.language import Row
+from vlt.probe.setting import usable
 from vlt.probe.trace import Trace, trace
 
 HERE = Path(__file__).parent
@@ -151,6 +152,14 @@ class Probe(anywidget.AnyWidget):
                 self.status = {**(self.status if self._jobs else _idle()), "error": "stopped"}
             for job in self._jobs:
                 job.stopped = True
+            if self._jobs:  # what is clicked before they have ended comes on top of that
+                self._asked = self.run.question
+                self._back()
+
+    def _back(self) -> None:
+        """To what was to be seen before; a method that was chosen stays."""
+        self.edited, view = self._settled
+        self.view = {**view, "method": self.view["method"]}
 
     def wait(self, seconds: float = 600) -> None:
         """Until nothing runs any more. Raises `VltError` with what went wrong."""
@@ -200,7 +209,7 @@ class Probe(anywidget.AnyWidget):
             try:
                 if kind not in known:
                     raise VltError(f"the panel knows no {kind!r}")
-                pictures.check_there(self.shown, self.view, message)
+                pictures.refuse_stale(self.shown, self.view, message)
                 known[kind](**told)
             except (VltError, TypeError) as e:
                 self.status = {**self.status, "error": str(e)}
@@ -209,7 +218,7 @@ class Probe(anywidget.AnyWidget):
         """Another method; by it the word that is chosen is explained."""
         pictures.check_method(method)
         self.view = {**self.view, "method": method}
-        if (word := self.view["word"]) and (not word["edited"] or self.edited):
+        if word := self.view["word"]:
             self.explain(word["number"], edited=word["edited"])
 
     def _upload(self, buffers: list[Any], number: int, name: str, at: int, total: int, question: str = "") -> None:
@@ -222,7 +231,8 @@ class Probe(anywidget.AnyWidget):
             self.status = self.status if self._jobs else _idle()
             raise
         wanted = whole is not None or number == self._uploads.number
-        self.received = [number, at + len(piece) if wanted else -1]
+        if wanted or self._uploads.number is None:
+            self.received = [number, at + len(piece) if wanted else -1]
         if whole is not None:
             self._open(whole, question, PurePath(name).name)
         elif not self._jobs:
@@ -268,8 +278,7 @@ class Probe(anywidget.AnyWidget):
             if self._jobs:  # those have their own status
                 return
             if error:
-                self.edited, view = self._settled
-                self.view = {**view, "method": self.view["method"]}
+                self._back()
             self._asked = self.run.question
             self._uploads.keep(self.run.clip.path)
             self.status = {**self._resting(), "error": self._error or error or self.status["error"]}
@@ -277,7 +286,7 @@ class Probe(anywidget.AnyWidget):
 
     def _opened(self, job: Job, path: Path, question: str, asked: str, name: str) -> None:
         """asked: what somebody waits for an answer to. Where there is no such clip, that is answered, or what was switched is
-        done, as if nobody had tried to open it."""
+        done, as if nobody had tried to open it (a word that waits for its heat must be clicked again)."""
         try:
             clip = Clip(path)
             self._ask(job, clip, question, name)
@@ -292,7 +301,7 @@ class Probe(anywidget.AnyWidget):
         job.check()
         same = clip is self.run.clip
         edited: Trace | None = None
-        run = trace(self.model, clip, question, **self._options(clip))
+        run = trace(self.model, clip, question, **usable(self.options, self.model, clip))
         view = self._fresh(question, self._said(job, run))
         if same:  # what was switched off stays off
             view["switches"] = self.view["switches"]
@@ -309,26 +318,15 @@ class Probe(anywidget.AnyWidget):
                 self.media, self.shown = seen
             self.view = {**view, "method": self.view["method"]}
 
-    def _options(self, clip: Clip) -> dict[str, Any]:
-        """Those of the first clip, as far as this one has a use for them."""
-        usable, options = self.model.usable(clip), dict(self.options)
-        if options.get("branches") is not None:
-            options["branches"] = [b for b in options["branches"] if b in usable] or None
-        if "video" not in usable or clip.kind == "image":
-            options.pop("n_frames", None)
-        if "audio" not in usable:
-            options.pop("coverage", None)
-        return options
-
     def _switch(self, job: Job) -> None:
         job.check()
         edited, told = self._without(job, self.run, self.view)
         with self._lock:
             job.check()
-            before, clicked = self._settled[1], self.view["word"]
-            self.edited, self.view = edited, {**self.view, **_NOTHING, **switches.kept(self.view), **told}
-            self._settled = (self.edited, self.view)
-            if clicked is None and switches.says_again(before, self.view):
+            before, word = self._settled[1], self.view["word"]  # one that waits for its heat goes on waiting
+            self.edited, self.view = edited, {**self.view, "edited": None, "edits": [], **told}
+            self._settled = (self.edited, {**self.view, "word": word if self.view["heat"] else None})
+            if word is None and switches.says_again(before, self.view):
                 self.explain(before["word"]["number"], edited=True)
 
     def _without(self, job: Job, run: Trace, view: dict[str, Any]) -> tuple[Trace | None, dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -42,3 +43,15 @@ class Setting:
         seen = "video" in branches
         sampled = model.sampled(self.clip, self.n_frames) if seen else ""
         return Encoded(self.clip.kind if seen else "sound", sampled, dict.fromkeys(branches, torch.empty(0)))
+
+
+def usable(options: Mapping[str, Any], model: VideoLlama, clip: Clip) -> dict[str, Any]:
+    """Those options of `trace`, asked for with another clip, that this one has a use for."""
+    there, out = model.usable(clip), dict(options)
+    if out.get("branches") is not None:
+        out["branches"] = [b for b in out["branches"] if b in there] or None
+    if "video" not in there or clip.kind == "image":
+        out.pop("n_frames", None)
+    if "audio" not in there:
+        out.pop("coverage", None)
+    return out

@@ -156,13 +156,13 @@ def markdown(table: pd.DataFrame) -> str:
     trues = [f"true, {asked} (clips {int(clips)})" for asked, clips in true.items()]
     out = [evaluate.as_table([*head, *trues, "forwards", "backwards", "seconds"], lines), _LEGEND + _TRUE * bool(true)]
     if RANDOM in set(table["explained"]):
-        out += [f"{told}\n\n{_check(table, columns)}" for told, columns in _CHECKS.items() if _told(table, columns)]
+        out += [f"{told}\n\n{_check(table, columns)}" for told, columns in _CHECKS.items() if _has_any(table, columns)]
     return "\n\n".join(out)
 
 
-def _told(table: pd.DataFrame, columns: Mapping[str, tuple[str, str, str]]) -> bool:
-    """Has any way such a measure?"""
-    return any(table.loc[table["explained"] == by, of].notna().any() for by, _, of in columns.values() if of in table)
+def _has_any(table: pd.DataFrame, columns: Mapping[str, tuple[str, str, str]]) -> bool:
+    cell = _cells(table)
+    return any(cell(by, asked, way, of) != "-" for by, asked, of in columns.values() for way in set(table["way"]))
 
 
 def _check(table: pd.DataFrame, columns: Mapping[str, tuple[str, str, str]]) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from torch import nn
 from tqdm.auto import tqdm
 
@@ -264,7 +265,9 @@ def _each(
         yield from ((i, work(model, i)) for i in range(count))
         return
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, mp_context=spawn, initializer=_begin, initargs=(model,)) as pool:
+    with ProcessPoolExecutor(
+        processes, mp_context=spawn, initializer=_begin, initargs=(model, torch.get_num_threads())
+    ) as pool:
         of = {pool.submit(_in_process, work, i): i for i in range(count)}
         try:
             for done in as_completed(of):
@@ -276,7 +279,8 @@ def _each(
 _given: dict[str, VideoLlama] = {}  # to a process of its own, once
 
 
-def _begin(model: VideoLlama) -> None:
+def _begin(model: VideoLlama, threads: int) -> None:
+    torch.set_num_threads(threads)  # sums of other threads differ in their last bits
     _given["model"] = model
 
 
