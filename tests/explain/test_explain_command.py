@@ -72,7 +72,7 @@ def test_what_a_method_has_no_heat_at_is_left_out_or_refused(tmp_path: Path) -> 
     assert done.returncode == 0, done.stderr
     assert {p.name for p in (tmp_path / "a").glob("*.png")} == {"frames.png", "spectrograms.png"}
     assert "parts are left out: attention has no heat there" in done.stdout
-    done = vlt(*asked, "--method", "grad_cam", "--at", "audio_features", "--at", "audio_queries", "--out", tmp_path / "b")
+    done = here(*asked, "--method", "grad_cam", "--at", "audio_features", "--at", "audio_queries", "--out", tmp_path / "b")
     assert done.returncode == 0, done.stderr
     assert {p.name for p in (tmp_path / "b").iterdir()} == {
         "audio_features.csv", "audio_features.png", "audio_queries.csv", "audio_queries.png", "explanation.json",

@@ -194,9 +194,9 @@ def test_a_switch_leaves_a_word_that_waits_for_its_heat(probe: Probe) -> None:
     """Also from one switch to the next, and another method reaches it meanwhile."""
     bell, answered = {"edited": False, "number": 3}, threading.Event()
     probe.observe(lambda change: answered.set() if change["new"]["edited"] else None, "view")
-    for method in ("shapley_sampling", "saliency"):
+    for method in ("integrated_gradients", "saliency"):
         answered.clear()
-        probe.explain("bell", "shapley_sampling")
+        probe.explain("bell", "integrated_gradients")
         probe.switch(video=False)
         assert answered.wait(60) and probe.view["word"] == bell and probe.view["heat"] is None
         if method == "saliency":
@@ -220,7 +220,7 @@ def test_what_is_clicked_right_after_cancel_comes_on_top_of_what_was_there(probe
     assert probe.view["switches"]["audio"] and probe.view["edited"] is None and probe.view["heat"]["word"] == "bell"
     probe.switch(video=False)
     probe.wait()
-    probe.explain("hear", "shapley_sampling")
+    probe.explain("hear", "occlusion")
     probe.switch(audio=False)
     probe.cancel()
     with pytest.raises(VltError, match="stopped"):

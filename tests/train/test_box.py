@@ -28,7 +28,7 @@ def same_weights(a: VideoLlama, b: VideoLlama) -> bool:
 def test_box_from_nothing(tmp_path: Path) -> None:
     """A few steps of each kind: they teach little, and show that all runs, and ends in the same place when cut off, and
     when one process does all."""
-    log = box.make(tmp_path / "a", tmp_path / "work", scale=0.002, quiet=True)
+    log = box.make(tmp_path / "a", tmp_path / "work", scale=0.0005, quiet=True)
     names = ["eyes", "image-qformer", "language-model", "imagebind", "vl-1", "vl-2", "al-1", "al-2"]
     assert [row["name"] for row in log] == names
     assert json.loads((tmp_path / "a" / "training.json").read_text())["steps"] == log
@@ -39,7 +39,7 @@ def test_box_from_nothing(tmp_path: Path) -> None:
     assert moved == {n.split(".")[0] for n, _ in fresh.named_parameters()}  # nothing was forgotten
     for step in ("3-language-model", "5-vl-1", "7-al-1", "8-al-2"):
         shutil.rmtree(tmp_path / "work" / step)
-    box.make(tmp_path / "b", tmp_path / "work", scale=0.002, quiet=True, processes=1)
+    box.make(tmp_path / "b", tmp_path / "work", scale=0.0005, quiet=True, processes=1)
     assert same_weights(vlt.load(tmp_path / "b", device="cpu"), model)
 
 
@@ -190,7 +190,7 @@ ONE = ("shape", "colour", "motion", "number", "existence", "hear", "how often", 
 @pytest.fixture(scope="module")
 def rows(boxed: VideoLlama) -> list[dict]:
     parts = ("no sound", "no video", "frame positions removed", "frames reversed", "segment positions removed")
-    return evaluate.evaluate(boxed, 40, seed=3000, conditions=("full", *parts))
+    return evaluate.evaluate(boxed, 24, seed=3000, conditions=("full", *parts))
 
 
 def shares(rows: list[dict], condition: str, objects: int | None = None) -> dict[str, float]:
