@@ -186,7 +186,7 @@ def test_the_clip_is_not_overwritten(tmp_path: Path) -> None:
 def test_a_name_cannot_drive_the_terminal(tmp_path: Path) -> None:
     path = tmp_path / "\x1b[31m:cat:.mp4"
     path.write_bytes(CLIP.read_bytes())
-    done = vlt("probe", path, "--max-new-tokens", 1)
+    done = here("probe", path, "--max-new-tokens", 1)
     assert done.returncode == 0, done.stderr
     assert "\x1b" not in done.stdout
     assert ":cat:" in done.stdout
@@ -209,7 +209,7 @@ def test_sweep(tmp_path: Path) -> None:
     saved.write_text(edits.dumps(edits.shift(8.0)))
     asked = ("sweep", CLIP, "--ask", "What do you hear?", "--ablate", "audio,reverse", "--edits", saved, "--candidate",
              "I hear a hum.", "--keep", kept, "--json", tmp_path / "table.json", "--figure", tmp_path / "table.svg")  # fmt: skip
-    done = vlt(*asked)
+    done = here(*asked)
     assert done.returncode == 0, done.stderr
     told = json.loads((tmp_path / "table.json").read_text())
     assert told["question"] == "What do you hear?" and told["model"] == "box" and told["clip"] == str(CLIP)
@@ -236,7 +236,7 @@ def test_sweep_names_what_can_be_taken_away() -> None:
 
 
 def test_stages() -> None:
-    done = vlt("stages")
+    done = here("stages")
     assert done.returncode == 0
     for stage in stages.STAGES.values():
         assert stage.name in done.stdout
@@ -252,7 +252,7 @@ def test_convert_and_probe(llm_folder: Path, tmp_path: Path, media) -> None:
     assert done.returncode == 0, done.stderr
     assert "--vision overrides 2 tensors of --minigpt4" in done.stdout
     assert "BLIP-2's projection to T5" in done.stdout
-    answer = vlt("probe", media("a.mp4"), "--model", tmp_path / "model", "--max-new-tokens", 3)
+    answer = here("probe", media("a.mp4"), "--model", tmp_path / "model", "--max-new-tokens", 3)
     assert answer.returncode == 0, answer.stderr
     shown = json.loads(here("stages", "--json", "--model", tmp_path / "model").stdout)
     assert next(row for row in shown if row["name"] == "patches")["sizes"].endswith("vision width 40")
@@ -262,6 +262,6 @@ def test_convert_refuses(llm_folder: Path, tmp_path: Path) -> None:
     folder = REFERENCE / "checkpoints"
     swapped = {**CHECKPOINTS, "vision": CHECKPOINTS["audio"]}
     files = [f"--{option}={folder / name}" for option, name in swapped.items()]
-    done = vlt("convert", *files, "--llm", llm_folder, "--sizes", REFERENCE / "config.json", tmp_path / "model")
+    done = here("convert", *files, "--llm", llm_folder, "--sizes", REFERENCE / "config.json", tmp_path / "model")
     refused(done, "give it as --audio")
     assert list(tmp_path.iterdir()) == []

@@ -204,7 +204,7 @@ def test_the_verdict_stands_also_where_there_is_little_to_explain(tmp_path: Path
 
 def test_truth_prints_and_draws(tmp_path: Path) -> None:
     ways = ["gradient x input"]
-    done = vlt(
+    done = here(
         "truth", "--clips", 2, "--way", *ways, "--controls", 0, "--json", tmp_path / "a.json", "--figure", tmp_path / "a.png"
     )
     assert done.returncode == 0, done.stderr
