@@ -86,8 +86,11 @@ class Attribution:
     @property
     def little(self) -> bool:
         """Do all places together bring next to nothing, and no cell much, as far as the method's heat is in nats?"""
-        alike = abs(self.score - self.score_without) < LITTLE
-        return alike and (self.method not in IN_NATS or self._hottest < LITTLE)
+        return abs(self._brings) < LITTLE and (self.method not in IN_NATS or self._hottest < LITTLE)
+
+    @property
+    def _brings(self) -> float:
+        return self.score - self.score_without
 
     @property
     def _hottest(self) -> float:
@@ -97,7 +100,7 @@ class Attribution:
     @property
     def warnings(self) -> list[str]:
         """What must stand beside the heat, whatever its truth; mostly nothing."""
-        brings, out = self.score - self.score_without, []
+        brings, out = self._brings, []
         if abs(brings) < LITTLE:
             why = "little to explain" if self.little else "what speaks for it and what speaks against it cancel"
             out.append(f"The score is {self.score:.2g} with all of it and {self.score_without:.2g} without: {why}.")
@@ -129,7 +132,7 @@ class Attribution:
             text += f"; smoothed over {self.task.smooth:g} patches"
         if self.noise == self.noise:
             text += f"; a cell's standard error is up to {self.noise:.2g}"
-        if abs(self.score - self.score_without) >= LITTLE:  # else a warning tells
+        if abs(self._brings) >= LITTLE:  # else a warning tells
             text += f"\n{self._scored}: {self.score:.2f} with all of it, {self.score_without:.2f} without"
             text += f" (baseline: {self.baseline})" if self.method in NO_BASELINE else ""
         if self.at == "patches":
@@ -153,7 +156,7 @@ class Attribution:
             if faithfulness.attribution is not self:
                 a = faithfulness.attribution
                 raise VltError(f"this faithfulness is of another map ({a.method} at {a.at}); measure this one's own")
-            if self.method in NO_BASELINE and "(baseline: " not in note:
+            if self.method in NO_BASELINE and abs(self._brings) < LITTLE:  # else it stands beside the score
                 note += f"\nTested with baseline: {self.baseline}."
             note += f"\n{faithfulness.said}" if faithfulness.said else ""
         heat, kinds = self.heat, set(self.heat.dims)
